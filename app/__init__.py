@@ -1,0 +1,1 @@
+"""Sandgate's control plane."""

@@ -1,0 +1,129 @@
+"""What a container engine does for us: pods. Knows nothing of sandboxes, HTTP or the database.
+
+A pod is a group of containers that share the network namespace of the first one and nothing else. Verbs are
+idempotent: what is already so is left so, and deleting what is absent is silent. An engine keeps no state of its own;
+pods are found again by their labels, so a restarted control plane owns what an earlier one started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+ContainerState = Literal["created", "running", "paused", "exited"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file put into a container before it starts; its directory is made as needed (root, 0755)."""
+
+    path: str
+    content: bytes = field(repr=False)
+    mode: int = 0o400
+    uid: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    memory_mib: int
+    cpus: float
+    pids: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    role: str
+    """`gateway`, `workspace` or `server-<n>`; unique in the pod, `[a-z0-9-]+`."""
+    image: str
+    limits: Limits
+    command: tuple[str, ...] | None = None
+    """Arguments after the image's entrypoint; None keeps the image's own command."""
+    entrypoint_prefix: tuple[str, ...] = ()
+    """Put in front of the image's own entrypoint (and command), which stay as they are behind it."""
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    files: tuple[File, ...] = ()
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    """Pod-local volume name -> path in the container. Volumes are in memory, world-writable, and go with the pod."""
+    new_privileges: bool = False
+    """Whether set-uid programs work (sudo in the workspace)."""
+    capabilities: tuple[str, ...] = ()
+    """Exactly the capabilities the container keeps, without `CAP_`."""
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodSpec:
+    pod_id: str
+    containers: tuple[ContainerSpec, ...]
+    """Started in this order; the first owns the network namespace."""
+    egress: bool = True
+    """Whether the internet can be reached from the pod."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Never a secret: anyone with access to the engine reads them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerStatus:
+    role: str
+    state: ContainerState
+    exit_code: int | None = None
+    """Set once `exited`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    pod_id: str
+    labels: Mapping[str, str]
+    address: str | None
+    """Where the control plane reaches the pod's ports; None unless the first container runs."""
+    containers: tuple[ContainerStatus, ...]
+
+    @property
+    def is_running(self) -> bool:
+        return self.address is not None and all(c.state == "running" for c in self.containers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    name: str
+    version: str
+
+
+class Engine(Protocol):
+    """Every verb raises EngineUnavailable when the engine does not answer, and EngineError when it refuses."""
+
+    async def check(self) -> EngineInfo:
+        """Ask the engine who it is; bounded by 5 s."""
+        ...
+
+    async def prepare(self) -> None:
+        """Make what all pods share (networks and the rules that confine them). Safe to repeat."""
+        ...
+
+    async def has_image(self, image: str) -> bool: ...
+
+    async def read_file(self, image: str, path: str) -> bytes:
+        """Content of one file in an image. Raises: ImageMissing, EngineError when the path is absent."""
+        ...
+
+    async def start(self, spec: PodSpec) -> Pod:
+        """Bring the pod to `spec`: create and start what is missing. Returns once all containers run.
+
+        A failed start leaves what it made for `stop` to remove. Raises: ImageMissing, EngineOutOfSpace.
+        """
+        ...
+
+    async def stop(self, pod_id: str) -> None:
+        """Kill and remove the pod's containers and volumes, whatever their state."""
+        ...
+
+    async def observe(self) -> Mapping[str, Pod]:
+        """All pods of this installation by pod id, in one call to the engine; half-made ones too."""
+        ...
+
+    async def logs(self, pod_id: str, role: str, *, tail: int) -> str:
+        """The last lines a container wrote, stdout and stderr together; empty if there is none."""
+        ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,105 @@
+"""What callers are told, and what parts of the control plane tell each other. Knows no HTTP framework.
+
+    SandgateError
+    ├── Problem                       an answer to a caller: status, message
+    │   ├── InvalidRequest       400
+    │   ├── Unauthorized         401
+    │   ├── Forbidden            403
+    │   ├── NotFound             404
+    │   ├── Conflict             409
+    │   ├── BodyTooLarge         413
+    │   ├── ServerStartFailed    424
+    │   ├── SandboxFailed        500
+    │   ├── EngineAway           503   with Retry-After
+    │   └── OutOfSpace           507
+    └── EngineError                   from an engine to the reconciler
+        ├── EngineUnavailable         the engine does not answer
+        ├── ImageMissing              an image is not on the engine
+        └── EngineOutOfSpace          the engine's disk is full
+
+A message says what happened, to which server, field or sandbox, and what to do. It never holds a credential's value.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SandgateError(Exception):
+    """Root of everything this product raises on purpose."""
+
+
+class Problem(SandgateError):
+    """An answer to a caller. Rendered once, in `app.api.errors`, as `{"code": <status>, "message": …}`."""
+
+    status: ClassVar[int] = 500
+    retry_after_s: ClassVar[int | None] = None
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(Problem):
+    status = 400
+
+
+class Unauthorized(Problem):
+    status = 401
+
+
+class Forbidden(Problem):
+    status = 403
+
+
+class NotFound(Problem):
+    status = 404
+
+
+class Conflict(Problem):
+    status = 409
+
+
+class BodyTooLarge(Problem):
+    status = 413
+
+
+class ServerStartFailed(Problem):
+    """An MCP server did not come up. Permanent for these inputs, so no status that clients retry."""
+
+    status = 424
+
+
+class SandboxFailed(Problem):
+    """The sandbox's containers could not be brought up, for a reason on our side."""
+
+    status = 500
+
+
+class EngineAway(Problem):
+    status = 503
+    retry_after_s = 5
+
+
+class OutOfSpace(Problem):
+    status = 507
+
+
+class EngineError(SandgateError):
+    """An engine could not do what it was asked. The text is for an operator and holds no secret."""
+
+
+class EngineUnavailable(EngineError):
+    """The engine does not answer; the same call may succeed later."""
+
+
+class ImageMissing(EngineError):
+    """An image that a container needs is not on the engine."""
+
+    def __init__(self, image: str) -> None:
+        super().__init__(f"Image {image} is not on the engine. Build the sandbox images with `sandgate images build`.")
+        self.image = image
+
+
+class EngineOutOfSpace(EngineError):
+    """The engine's disk is full."""
