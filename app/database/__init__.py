@@ -1,0 +1,5 @@
+"""Connection, tables, migrations."""
+
+from app.database.connection import Database
+
+__all__ = ["Database"]

@@ -1,0 +1,101 @@
+"""The tables. Times are aware UTC; columns ending in `_encrypted` hold tokens of `app.vault`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+
+class Moment(TypeDecorator[datetime]):
+    """An aware UTC datetime, microseconds kept. SQLite has no time zones, so they are put back on reading."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+teams = Table(
+    "teams",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(120), nullable=False),
+    Column("created_at", Moment, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("team_id", ForeignKey("teams.id"), nullable=False, index=True),
+    Column("name", String(120), nullable=False),
+    Column("key_hash", String(64), nullable=False, unique=True),
+    Column("hint", String(16), nullable=False),
+    Column("created_at", Moment, nullable=False),
+)
+
+sandboxes = Table(
+    "sandboxes",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("team_id", ForeignKey("teams.id"), nullable=False, index=True),
+    Column("template", String(120), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("target", String(16), nullable=False),
+    Column("failure", Text),
+    Column("created_at", Moment, nullable=False),
+    Column("started_at", Moment, nullable=False),
+    Column("ends_at", Moment, nullable=False),
+    Column("stopped_at", Moment),
+    Column("metadata", JSON, nullable=False),
+    Column("egress", Boolean),
+    Column("has_gateway", Boolean, nullable=False),
+    Column("cpus", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("naming", String(16), nullable=False),
+    Column("secrets_encrypted", Text),
+    Index(None, "status", "target"),
+    Index(None, "target", "ends_at"),
+)
+"""`status` is where the sandbox is, `target` where it should be; only the reconciler moves `status` after the insert.
+`secrets_encrypted` (access token, environment, MCP token, the caller's MCP map) is emptied when the sandbox stops."""
+
+pods = Table(
+    "pods",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("sandbox_id", ForeignKey("sandboxes.id"), index=True),
+    Column("created_at", Moment, nullable=False),
+    Column("secrets_encrypted", Text, nullable=False),
+)
+"""A pod is recorded before the engine hears of it and deleted once the engine has none of it left, so that nothing can
+run that no row knows. `secrets_encrypted` holds its control tokens."""
