@@ -1,0 +1,84 @@
+"""What the edge answers itself, instead of a sandbox.
+
+The texts are part of the wire contract: E2B's SDKs look for "was not found" and "port is not open" in them.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import orjson
+from starlette.types import Scope, Send
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{status} {message}</title></head>
+<body style="font-family: sans-serif; margin: 4rem auto; max-width: 40rem">
+<h1>{message}</h1>
+<p>{details}</p>
+</body></html>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request does not reach a sandbox. Never holds the address of a pod."""
+
+    status: int
+    message: str
+    sandbox_id: str | None = None
+    port: int | None = None
+
+    def json(self) -> bytes:
+        fields: dict[str, object] = {}
+        if self.sandbox_id is not None:
+            fields["sandboxId"] = self.sandbox_id
+        fields["message"] = self.message
+        if self.port is not None:
+            fields["port"] = self.port
+        fields["code"] = self.status
+        return orjson.dumps(fields)
+
+    def page(self) -> bytes:
+        known = [("Sandbox", self.sandbox_id), ("Port", self.port)]
+        details = " · ".join(f"{name} {html.escape(str(value))}" for name, value in known if value is not None)
+        return _PAGE.format(status=self.status, message=html.escape(self.message), details=details).encode()
+
+
+def not_found(sandbox_id: str) -> Refusal:
+    """The sandbox is unknown, killed, expired, or paused."""
+    return Refusal(502, "The sandbox was not found", sandbox_id)
+
+
+def port_not_open(sandbox_id: str, port: int) -> Refusal:
+    return Refusal(502, "The sandbox is running but port is not open", sandbox_id, port)
+
+
+def broken_off(sandbox_id: str, port: int) -> Refusal:
+    """The port is open, but no complete HTTP response head came back."""
+    return Refusal(502, "The service in the sandbox closed the connection without a valid answer", sandbox_id, port)
+
+
+async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
+    """Answers an HTTP request or a WebSocket handshake; in HTML if a browser navigates, otherwise in JSON."""
+    prefix = "http.response"
+    if scope["type"] == "websocket":
+        if prefix.replace("http", "websocket.http") not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1014, "reason": refusal.message})
+            return
+        prefix = "websocket.http.response"
+    as_page = scope.get("method") in ("GET", "HEAD") and _is_navigation(scope["headers"])
+    body = refusal.page() if as_page else refusal.json()
+    content_type = b"text/html; charset=utf-8" if as_page else b"application/json"
+    headers = [
+        (b"content-type", content_type),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+    ]
+    await send({"type": f"{prefix}.start", "status": refusal.status, "headers": headers})
+    await send({"type": f"{prefix}.body", "body": body, "more_body": False})
+
+
+def _is_navigation(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"accept" and b"text/html" in value.lower() for name, value in headers)
