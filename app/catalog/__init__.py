@@ -1,0 +1,27 @@
+"""Which MCP servers there are, and what it takes to run one: reading, key mapping and templating of definitions.
+
+Pure but for `Catalog.load`, which reads files. Knows no container engine, no database and no HTTP.
+"""
+
+from app.catalog.catalog import Catalog, CatalogError
+from app.catalog.custom import is_custom_key, render_custom
+from app.catalog.definition import Placement, ServerDefinition
+from app.catalog.description import describe
+from app.catalog.options import OptionError
+from app.catalog.rendering import ImageRun, PackageRun, RemoteRun, RenderedServer, render
+
+__all__ = [
+    "Catalog",
+    "CatalogError",
+    "ImageRun",
+    "OptionError",
+    "PackageRun",
+    "Placement",
+    "RemoteRun",
+    "RenderedServer",
+    "ServerDefinition",
+    "describe",
+    "is_custom_key",
+    "render",
+    "render_custom",
+]

@@ -1,0 +1,318 @@
+"""The manifest of one MCP server: `catalog/servers/*.yaml`, in the style of Docker's MCP catalog.
+
+These classes are the format: `catalog/schema.json` is generated from them (`python -m app.catalog.schema`). Every
+definition that exists is consistent; in particular none can put a credential into a command line, a URL, a path or
+the workspace, where others could read it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, NoReturn, Self, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from app.catalog import names, templates
+from app.catalog.templates import Reference, TemplateError
+
+Placement: TypeAlias = Literal["gateway", "workspace"]
+"""Where a package server runs: beside the gateway, away from the agent, or in the workspace, with the agent's files."""
+
+CONTEXT_ROOT = "sandbox"
+"""Templates may use `{{sandbox.home}}`: the directory a server may write to, wherever it is placed."""
+
+T = TypeVar("T")
+Items = Annotated[tuple[T, ...], Field(strict=False)]
+"""A YAML list."""
+
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$")]
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, alias_generator=to_camel, use_attribute_docstrings=True
+    )
+
+
+class Package(_Part):
+    """A package of a registry, installed beforehand: starting the server downloads nothing."""
+
+    registry: Literal["npm", "pypi"]
+    name: Text
+    version: Text
+    """Exactly one version, never a range."""
+    constraints: Items[Text] = ()
+    """Requirements on other packages that this version needs to work, such as `mcp<2`."""
+    integrity: str | None = None
+    """Hash of the package file as its registry's lock files write it, `sha256:…` or `sha512-…`."""
+
+
+class Remote(_Part):
+    """A server that runs elsewhere and speaks MCP over HTTP."""
+
+    url: HttpUrl
+    transport_type: Literal["streamable-http", "sse"] = Field(alias="transport_type")
+    headers: Mapping[Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")], str] = {}
+    """Sent with every request. `${NAME}` takes a credential by its variable; a header that lacks one is left out."""
+
+
+class EnvVar(_Part):
+    """A variable of the server's environment; one whose value comes out empty is not set."""
+
+    name: EnvName
+    value: str
+
+
+class Secret(_Part):
+    """A credential, given to the server in its environment and nowhere else."""
+
+    name: Text
+    """`<server>.<what>`, as in Docker's catalog."""
+    env: EnvName
+    description: str = ""
+    required: bool = True
+    obtain_at: HttpUrl | None = None
+    """The page where one gets the credential."""
+    example: str | None = None
+
+
+class RequiredTogether(_Part):
+    """One way to satisfy `anyOf`: these properties are all given."""
+
+    required: Items[Text]
+
+
+class ConfigSchema(_Part):
+    """A JSON Schema (2020-12) with the keywords that configuration needs."""
+
+    type: Literal["string", "integer", "number", "boolean", "array", "object"]
+    title: str | None = None
+    description: str | None = None
+    default: JsonValue = None
+    """Used when the caller gives no value. May hold `{{sandbox.home}}`."""
+    example: JsonValue = None
+    enum: Items[JsonValue] | None = None
+    pattern: str | None = None
+    format: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+    min_items: int | None = None
+    max_items: int | None = None
+    items: ConfigSchema | None = None
+    properties: Mapping[Text, ConfigSchema] | None = None
+    required: Items[Text] | None = None
+    any_of: Items[RequiredTogether] | None = None
+
+    def leaves(self, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ConfigSchema]]:
+        """What a caller can set: every value below this object that is not itself an object with named properties."""
+        for name, schema in (self.properties or {}).items():
+            if schema.properties:
+                yield from schema.leaves((*path, name))
+            else:
+                yield (*path, name), schema
+
+    def at(self, path: tuple[str, ...]) -> ConfigSchema | None:
+        schema: ConfigSchema | None = self
+        for name in path:
+            schema = (schema.properties or {}).get(name) if schema else None
+        return schema
+
+
+class ConfigObject(ConfigSchema):
+    """The one schema of a server's configuration."""
+
+    type: Literal["object"] = "object"
+
+
+class Limits(_Part):
+    """What the server needs beyond the installation's defaults."""
+
+    memory_mib: Annotated[int, Field(ge=16)] | None = None
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    pids: Annotated[int, Field(ge=8)] | None = None
+
+
+class OAuthProvider(_Part):
+    provider: Text
+    secret: Text
+    env: EnvName
+
+
+class OAuth(_Part):
+    providers: Items[OAuthProvider]
+    scopes: Items[str] = ()
+
+
+class Dynamic(_Part):
+    tools: bool = False
+    """The tools depend on who asks, so a list of them is never remembered."""
+
+
+class ServerDefinition(_Part):
+    """One MCP server of the catalog."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """The catalog name. Also accepted wherever the key is."""
+    stated_key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] | None = Field(
+        default=None, alias="key"
+    )
+    """What callers write in `mcp`; by default the name under the rule of E2B's SDKs: `github-official` ->
+    `githubOfficial`."""
+    aliases: Items[Text] = ()
+    """Further names for the key."""
+    title: Text
+    description: str = ""
+    type: Literal["server", "remote"]
+    """`server`: `image` or `package` says what runs. `remote`: `remote` says where it is."""
+    image: Text | None = None
+    """Image reference; the server runs in a container of its own."""
+    package: Package | None = None
+    """Where the command comes from; the server runs as `placement` says."""
+    remote: Remote | None = None
+    command: Items[str] = ()
+    """Package: the whole command, the program first. Image: arguments after the image's entrypoint."""
+    cwd: str | None = None
+    """Working directory of a package server."""
+    env: Items[EnvVar] = ()
+    secrets: Items[Secret] = ()
+    config: ConfigObject | None = None
+    """What callers can set beside credentials: one JSON Schema with defaults."""
+    placement: Placement = "gateway"
+    """Where a package server runs. `workspace` for one that works on the agent's files; it can have no credentials."""
+    start_timeout_s: Annotated[float, Field(gt=0, le=600)] | None = None
+    """Seconds the server may take to answer `initialize`, if it needs more than the installation's default."""
+    allow_hosts: Items[Text] = ()
+    """`host:port` the server talks to, if known."""
+    limits: Limits = Limits()
+    user: str | None = None
+    """User (and group) an image server runs as."""
+    volumes: Items[Text] = ()
+    """`<volume>:<path>` of an image server."""
+    disable_network: bool = False
+    long_lived: bool = False
+    dynamic: Dynamic = Dynamic()
+    oauth: OAuth | None = None
+    category: str | None = None
+    tags: Items[str] = ()
+    homepage: HttpUrl | None = None
+    license: str | None = None
+    """SPDX expression."""
+    verified: bool = False
+    """Whether this version was started and its tools listed by Sandgate's own tests."""
+
+    @functools.cached_property
+    def key(self) -> str:
+        return self.stated_key or names.server_key(self.name)
+
+    @property
+    def context_name(self) -> str:
+        """What its templates call the server (`eval.Evaluate` of Docker's gateway: a dot would start a path)."""
+        return self.name.replace(".", "_")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        self._check_kind()
+        self._check_unique()
+        self._check_templates()
+        self._check_credentials()
+        return self
+
+    def _check_kind(self) -> None:
+        kinds = [kind for kind in ("image", "package", "remote") if getattr(self, kind) is not None]
+        expected = ["remote"] if self.type == "remote" else ["image", "package"]
+        if len(kinds) != 1 or kinds[0] not in expected:
+            _refuse("type", f"a definition of type {self.type} has exactly one of: {', '.join(expected)}")
+        if self.package and not self.command:
+            _refuse("command", "a package server needs its command, the program first")
+        if self.remote and self.command:
+            _refuse("command", "a remote server has no command")
+        if self.cwd is not None and not self.package:
+            _refuse("cwd", "only a package server has a working directory of its choice")
+        for field in ("volumes", "user", "disable_network"):
+            if getattr(self, field) and not self.image:
+                _refuse(to_camel(field), "only an image server can have it")
+        if self.placement == "workspace" and not self.package:
+            _refuse("placement", "only a package server can be placed in the workspace")
+        if self.context_name == CONTEXT_ROOT:
+            _refuse("name", f"{CONTEXT_ROOT} is reserved for templates")
+
+    def _check_unique(self) -> None:
+        _refuse_duplicates("env", [*(secret.env for secret in self.secrets), *(item.name for item in self.env)])
+        leaves = self.config.leaves() if self.config else ()
+        properties = [names.secret_property(self.name, secret.env) for secret in self.secrets]
+        properties += [names.config_property(path) for path, _ in leaves]
+        _refuse_duplicates("config", properties)
+
+    def _check_templates(self) -> None:
+        known = {secret.env for secret in self.secrets}
+        for item in self.env:
+            self._check_text("env", item.value, known)
+            known.add(item.name)
+        for field, text in self._texts():
+            self._check_text(field, text, known)
+
+    def _check_text(self, field: str, text: str, known_variables: set[str]) -> None:
+        try:
+            parts = templates.parse(text)
+        except TemplateError as error:
+            _refuse(field, str(error))
+        for part in parts:
+            if isinstance(part, Reference):
+                self._check_reference(field, part.path)
+        for variable in templates.variables_in(text):
+            if variable not in known_variables:
+                _refuse(field, f"${variable} is no credential of this server and no variable set before")
+
+    def _check_reference(self, field: str, path: tuple[str, ...]) -> None:
+        written = "{{" + ".".join(path) + "}}"
+        if path[0] == CONTEXT_ROOT:
+            if path[1:] != ("home",):
+                _refuse(field, f"{written}: only {{{{{CONTEXT_ROOT}.home}}}} is known")
+        elif path[0] != self.context_name:
+            _refuse(field, f"{written} does not start with the server's name, {self.context_name}")
+        elif len(path) < 2 or self.config is None or self.config.at(path[1:]) is None:
+            _refuse(field, f"{written} names nothing in config")
+
+    def _check_credentials(self) -> None:
+        """Arguments show in process lists, URLs in logs: what carries a credential goes into neither."""
+        carriers = {secret.env for secret in self.secrets}
+        for item in self.env:
+            if not carriers.isdisjoint(templates.variables_in(item.value)):
+                carriers.add(item.name)
+        for field, text in self._texts():
+            if field != "headers" and (exposed := sorted(carriers.intersection(templates.variables_in(text)))):
+                _refuse(
+                    field, f"would expose the credential in ${exposed[0]}; the server must read it from its environment"
+                )
+        if self.placement == "workspace" and self.secrets:
+            _refuse("placement", "a server with credentials stays out of the workspace, whose user could read them")
+
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        """Every text with templates but `env`, with its field."""
+        yield from (("command", item) for item in self.command)
+        yield from (("volumes", item) for item in self.volumes)
+        if self.cwd is not None:
+            yield "cwd", self.cwd
+        if self.user is not None:
+            yield "user", self.user
+        if self.remote is not None:
+            yield "url", self.remote.url
+            yield from (("headers", value) for value in self.remote.headers.values())
+
+
+def _refuse(field: str, message: str) -> NoReturn:
+    raise PydanticCustomError("definition", "{message}", {"field": field, "message": message})
+
+
+def _refuse_duplicates(field: str, found: list[str]) -> None:
+    twice = [name for name, count in Counter(found).items() if count > 1]
+    if twice:
+        _refuse(field, f"{twice[0]} is defined twice")

@@ -1,0 +1,39 @@
+"""A definition as the public catalog shows it."""
+
+from __future__ import annotations
+
+from pydantic import JsonValue
+
+from app.catalog.definition import ServerDefinition
+from app.catalog.options import ConfigOption, SecretOption, default_of, options_of, required_properties
+from app.catalog.rendering import HOMES
+
+
+def describe(definition: ServerDefinition) -> dict[str, JsonValue]:
+    """One item of `GET /api/v1/catalog`. `properties` are the names E2B's SDKs use in `mcp`."""
+    if definition.remote is not None:
+        placement = "gateway"
+    else:
+        placement = definition.placement if definition.package is not None else "container"
+    return {
+        "key": definition.key,
+        "name": definition.name,
+        "title": definition.title,
+        "description": definition.description,
+        "type": definition.type,
+        "placement": placement,
+        "properties": {option.name: _describe(definition, option) for option in options_of(definition)},
+        "required": list(required_properties(definition)),
+        "homepage": definition.homepage,
+        "category": definition.category,
+        "verified": definition.verified,
+    }
+
+
+def _describe(definition: ServerDefinition, option: SecretOption | ConfigOption) -> dict[str, JsonValue]:
+    if isinstance(option, SecretOption):
+        secret: dict[str, JsonValue] = {"type": "string", "description": option.secret.description, "secret": True}
+        return secret | ({"obtainAt": option.secret.obtain_at} if option.secret.obtain_at else {})
+    schema = option.schema.model_dump(by_alias=True, exclude_none=True)
+    default = default_of(option.schema, HOMES[definition.placement])
+    return {"description": "", **schema} | ({} if default is None else {"default": default})

@@ -1,0 +1,315 @@
+"""What a caller can set on a server, and reading what a caller gave.
+
+No message here holds a value that came from the caller: any of them may be a credential put into the wrong place.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, cast
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from pydantic import JsonValue
+
+from app.catalog import names
+from app.catalog.definition import CONTEXT_ROOT, ConfigSchema, Secret, ServerDefinition
+from app.catalog.templates import evaluate_text
+from app.errors import InvalidRequest
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2})?")
+_EXPECTED = {
+    "string": "a string",
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+
+
+class OptionError(InvalidRequest):
+    """An option of a server is unknown, missing or unusable. `field` is its property name, or None."""
+
+    def __init__(self, server: str, field: str | None, message: str) -> None:
+        super().__init__(f"MCP server {server}: {f'{field}: ' if field else ''}{message}")
+        self.server = server
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class SecretOption:
+    name: str
+    """The property."""
+    secret: Secret
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        return self.name, self.secret.env, self.secret.name
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigOption:
+    name: str
+    """The property."""
+    path: tuple[str, ...]
+    schema: ConfigSchema
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        return self.name, ".".join(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a caller gave, checked and complete."""
+
+    secrets: Mapping[str, str] = field(repr=False)
+    """Environment variable -> credential; those left out are absent."""
+    config: Mapping[str, JsonValue] = field(repr=False)
+    """The server's configuration with its defaults, nested as its schema is."""
+
+
+def options_of(definition: ServerDefinition) -> tuple[SecretOption | ConfigOption, ...]:
+    secrets = (SecretOption(names.secret_property(definition.name, s.env), s) for s in definition.secrets)
+    leaves = definition.config.leaves() if definition.config else ()
+    return (*secrets, *(ConfigOption(names.config_property(path), path, schema) for path, schema in leaves))
+
+
+def read_options(definition: ServerDefinition, server: str, options: Mapping[str, object], *, home: str) -> Given:
+    """Check what a caller gave for `server` and fill in defaults; null counts as not given. Raises: OptionError.
+
+    An option goes by its property name; its path in `config`, or a credential's variable or catalog name, works too.
+    """
+    known = {name: option for option in options_of(definition) for name in reversed(option.spellings)}
+    secrets: dict[str, str] = {}
+    config: dict[str, JsonValue] = {}
+    seen: set[str] = set()
+    for name, value in options.items():
+        if value is None:
+            continue
+        option = known.get(name)
+        if option is None:
+            raise _unknown(server, name, [option.name for option in options_of(definition)])
+        if option.name in seen:
+            raise OptionError(server, option.name, "is given twice, under two names")
+        seen.add(option.name)
+        if isinstance(option, SecretOption):
+            secrets[option.secret.env] = _read_secret(server, option, value)
+        else:
+            _put(config, option.path, read_value(server, option.name, option.schema, value))
+    _require_secrets(definition, server, secrets)
+    if definition.config is None:
+        return Given(secrets, {})
+    complete = _with_defaults(definition.config, config, home)
+    _check_config(definition.config, server, complete)
+    return Given(secrets, complete)
+
+
+def read_value(server: str, property: str, schema: ConfigSchema, value: object) -> JsonValue:
+    """`value` as the schema's type. Numbers, integers and booleans may be written as text, and text as numbers."""
+    match schema.type, value:
+        case "string", str():
+            return _checked_text(server, property, value)
+        case "string", bool() | int() | float():
+            return json.dumps(value)
+        case "boolean", bool():
+            return value
+        case "boolean", str() if value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+        case "integer" | "number", int() if not isinstance(value, bool):
+            return value
+        case "integer", float() if value.is_integer():
+            return int(value)
+        case "integer", str() if _INTEGER.fullmatch(value.strip()):
+            return int(value)
+        case "number", float() if math.isfinite(value):
+            return value
+        case "number", str() if _NUMBER.fullmatch(value.strip()):
+            return float(value)
+        case "array", list() | tuple():
+            return [_read_item(server, f"{property}[{i}]", schema.items, item) for i, item in enumerate(value)]
+        case "object", Mapping():
+            return {
+                _checked_text(server, property, str(name)): _read_item(
+                    server, f"{property}.{name}", (schema.properties or {}).get(str(name)), item
+                )
+                for name, item in value.items()
+            }
+    raise OptionError(server, property, f"expected {_expected(schema)}, got {_kind_of(value)}")
+
+
+def _read_item(server: str, where: str, schema: ConfigSchema | None, value: object) -> JsonValue:
+    if schema is not None:
+        return read_value(server, where, schema, value)
+    match value:
+        case str():
+            return _checked_text(server, where, value)
+        case None | bool() | int() | float():
+            return value
+        case list() | tuple():
+            return [_read_item(server, where, None, item) for item in value]
+        case Mapping():
+            return {str(name): _read_item(server, where, None, item) for name, item in value.items()}
+    raise OptionError(server, where, f"got {_kind_of(value)}, which is no JSON")
+
+
+def _read_secret(server: str, option: SecretOption, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise OptionError(server, option.name, f"expected a string, got {_kind_of(value)}")
+    return _checked_text(server, option.name, str(value))
+
+
+def _checked_text(server: str, property: str, text: str) -> str:
+    """Refuse what can be in no argument, environment or header. Raises: OptionError."""
+    if "\0" in text:
+        raise OptionError(server, property, "holds a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise OptionError(server, property, "holds half of a surrogate pair, so it is no text") from None
+    return text
+
+
+def _require_secrets(definition: ServerDefinition, server: str, secrets: dict[str, str]) -> None:
+    for secret in definition.secrets:
+        if secrets.get(secret.env):
+            continue
+        secrets.pop(secret.env, None)
+        if secret.required:
+            where = f" Get one at {secret.obtain_at}" if secret.obtain_at else ""
+            what = f" ({secret.description.rstrip('.')})" if secret.description else ""
+            property = names.secret_property(definition.name, secret.env)
+            raise OptionError(server, property, f"this credential is required{what}.{where}")
+
+
+def _put(config: dict[str, JsonValue], path: Sequence[str], value: JsonValue) -> None:
+    for name in path[:-1]:
+        inner = config.setdefault(name, {})
+        config = cast(dict[str, JsonValue], inner)  # a leaf of the schema is never on the path to another
+    config[path[-1]] = value
+
+
+def _with_defaults(schema: ConfigSchema, given: Mapping[str, JsonValue], home: str) -> dict[str, JsonValue]:
+    """`given` and the defaults of what it lacks. An absent object appears only if its defaults complete it."""
+    result = dict(given)
+    for name, inner in (schema.properties or {}).items():
+        value = result.get(name)
+        if inner.properties:
+            complete = _with_defaults(inner, value if isinstance(value, dict) else {}, home)
+            if value is not None or (complete and complete.keys() >= set(inner.required or ())):
+                result[name] = complete
+        elif name not in result and inner.default is not None:
+            result[name] = default_of(inner, home)
+    return result
+
+
+def default_of(schema: ConfigSchema, home: str) -> JsonValue:
+    """The default of a value where a server's own directory is `home`; None if there is none."""
+    return _fill_home(schema.default, home)
+
+
+def _fill_home(default: JsonValue, home: str) -> JsonValue:
+    match default:
+        case str():
+            return evaluate_text(default, {CONTEXT_ROOT: {"home": home}}, {})
+        case list():
+            return [_fill_home(item, home) for item in default]
+        case dict():
+            return {name: _fill_home(item, home) for name, item in default.items()}
+        case _:
+            return default
+
+
+def _check_config(schema: ConfigSchema, server: str, config: Mapping[str, JsonValue]) -> None:
+    """Raises: OptionError for the first thing that breaks the schema."""
+    validator = Draft202012Validator(schema.model_dump(by_alias=True, exclude_none=True))
+    for error in validator.iter_errors(config):
+        _raise_for(schema, server, error)
+
+
+def _raise_for(schema: ConfigSchema, server: str, error: ValidationError) -> NoReturn:
+    path = tuple(str(step) for step in error.absolute_path)
+    rule: Any = error.validator_value
+    if error.validator == "required" and isinstance(error.instance, Mapping):
+        missing = next(name for name in rule if name not in error.instance)
+        property = _required_below(schema, (*path, missing))[0]
+        option = schema.at((*path, missing))
+        what = f" ({option.description.rstrip('.')})" if option and option.description else ""
+        raise OptionError(server, property, f"is required{what}")
+    if error.validator == "anyOf":
+        ways = [" and ".join(_required_below(schema, (*path, name))[0] for name in way["required"]) for way in rule]
+        raise OptionError(server, None, f"needs {', or '.join(ways)}")
+    property = names.config_property(path)
+    match error.validator:
+        case "enum":
+            raise OptionError(server, property, f"expected one of: {', '.join(json.dumps(item) for item in rule)}")
+        case "pattern":
+            raise OptionError(server, property, f"does not match the pattern {rule}")
+        case "minimum" | "maximum":
+            raise OptionError(
+                server, property, f"must be {'at least' if error.validator == 'minimum' else 'at most'} {rule}"
+            )
+        case _:
+            raise OptionError(server, property, f"breaks the rule {error.validator}: {json.dumps(rule)}")
+
+
+def _required_below(schema: ConfigSchema, path: tuple[str, ...]) -> list[str]:
+    """The properties that a caller must give so that `path` is present: itself, or what it requires inside."""
+    inner = schema.at(path)
+    if inner is None or not inner.properties:
+        return [names.config_property(path)]
+    return [p for name in inner.required or inner.properties for p in _required_below(schema, (*path, name))]
+
+
+def _unknown(server: str, name: str, properties: Sequence[str]) -> OptionError:
+    shown = repr(name if len(name) <= 60 else f"{name[:57]}...")
+    near = names.nearest(name, properties)
+    if near:
+        advice = f"Did you mean {near}?"
+    elif properties:
+        advice = f"It takes: {', '.join(properties)}."
+    else:
+        advice = "It takes no options."
+    return OptionError(server, None, f"unknown option {shown}. {advice}")
+
+
+def _expected(schema: ConfigSchema) -> str:
+    expected = _EXPECTED[schema.type]
+    return f"{expected} of {schema.items.type}s" if schema.type == "array" and schema.items else expected
+
+
+def _kind_of(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list() | tuple():
+            return "a list"
+        case Mapping():
+            return "an object"
+        case _:
+            return "something else"
+
+
+def required_properties(definition: ServerDefinition) -> Iterator[str]:
+    """What a caller cannot leave out, whatever else is given."""
+    for option in options_of(definition):
+        if isinstance(option, SecretOption):
+            if option.secret.required:
+                yield option.name
+        elif option.schema.default is None and definition.config is not None:
+            steps = range(len(option.path))
+            parents = [definition.config.at(option.path[:depth]) for depth in steps]
+            if all(parent and option.path[depth] in (parent.required or ()) for depth, parent in enumerate(parents)):
+                yield option.name
