@@ -1,1 +1,3 @@
 """Sandgate's control plane."""
+
+__version__ = "0.1.0"

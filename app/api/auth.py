@@ -1,0 +1,25 @@
+"""Who calls: `X-API-KEY`, as the E2B SDKs send it, or `Authorization: Bearer`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from app.accounts import Team
+from app.api.dependencies import AccountsDep
+
+_header = APIKeyHeader(name="X-API-KEY", auto_error=False)
+_bearer = HTTPBearer(auto_error=False)
+
+
+async def _current_team(
+    accounts: AccountsDep,
+    key: Annotated[str | None, Depends(_header)],
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Team:
+    return await accounts.authenticate(key or (bearer.credentials if bearer is not None else None))
+
+
+CurrentTeam = Annotated[Team, Depends(_current_team)]

@@ -1,0 +1,53 @@
+"""What routes get handed: the parts that `app.main` built, found on the application's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from app.accounts import Accounts
+from app.catalog import Catalog
+from app.sandboxes.service import SandboxService
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsOfApi:
+    public_url: str
+    """Without a trailing slash."""
+    sandbox_domain: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    accounts: Accounts
+    service: SandboxService
+    catalog: Catalog
+    settings: SettingsOfApi
+
+
+def _parts(request: Request) -> Parts:
+    return cast(Parts, request.app.state.parts)
+
+
+def _accounts(request: Request) -> Accounts:
+    return _parts(request).accounts
+
+
+def _service(request: Request) -> SandboxService:
+    return _parts(request).service
+
+
+def _catalog(request: Request) -> Catalog:
+    return _parts(request).catalog
+
+
+def _settings(request: Request) -> SettingsOfApi:
+    return _parts(request).settings
+
+
+AccountsDep = Annotated[Accounts, Depends(_accounts)]
+SandboxServiceDep = Annotated[SandboxService, Depends(_service)]
+CatalogDep = Annotated[Catalog, Depends(_catalog)]
+SettingsOfApiDep = Annotated[SettingsOfApi, Depends(_settings)]

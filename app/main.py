@@ -1,0 +1,170 @@
+"""Builds the control plane. The only module that names every concrete class."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from app.accounts import Accounts
+from app.api.application import make_api
+from app.api.dependencies import Parts, SettingsOfApi
+from app.catalog import Catalog
+from app.database import Database
+from app.edge.edge import Edge
+from app.engines.docker_engine import DockerEngine
+from app.engines.images import ImageTags, image_tags
+from app.engines.interface import Engine, Limits
+from app.ids_and_time import utc_now
+from app.sandboxes.directory import Directory
+from app.sandboxes.planning import Blueprint
+from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
+from app.sandboxes.reconciler import Reconciler
+from app.sandboxes.service import SandboxService
+from app.sandboxes.store import Store
+from app.settings import ROOT, Settings
+from app.vault import Vault
+
+_FIRST_KEY_FILE = "api-key"
+
+
+def make_app(settings: Settings) -> Edge:
+    """The whole application; nothing is opened before its lifespan begins."""
+    directory = Directory()
+
+    @asynccontextmanager
+    async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            settings.home.mkdir(parents=True, exist_ok=True)
+            settings.home.chmod(0o700)
+            database = await stack.enter_async_context(_database(settings))
+            accounts = Accounts(database)
+            await ensure_first_key(accounts, settings.home)
+            tags = sandbox_images(settings)
+            engine = make_engine(settings, tags)
+            stack.push_async_callback(engine.aclose)
+            http = await stack.enter_async_context(make_http_client())
+            store = Store(database, make_vault(settings))
+            catalog = make_catalog(settings)
+            blueprint = _blueprint(settings, tags)
+            gateways = GatewayClient(http)
+            reconciler = Reconciler(
+                store=store,
+                engine=engine,
+                agents=AgentClient(http),
+                gateways=gateways,
+                directory=directory,
+                catalog=catalog,
+                blueprint=blueprint,
+                now=utc_now,
+            )
+            service = SandboxService(
+                store=store,
+                reconciler=reconciler,
+                directory=directory,
+                gateways=gateways,
+                catalog=catalog,
+                blueprint=blueprint,
+                now=utc_now,
+            )
+            api.state.parts = Parts(
+                accounts=accounts,
+                service=service,
+                catalog=catalog,
+                settings=SettingsOfApi(
+                    public_url=public_url(settings).rstrip("/"), sandbox_domain=settings.sandbox_domain
+                ),
+            )
+            await stack.enter_async_context(edge)
+            await stack.enter_async_context(_running(reconciler))
+            yield
+
+    edge = Edge(make_api(lifespan), directory, sandbox_domain=settings.sandbox_domain)
+    directory.on_removal(edge.drop)
+    return edge
+
+
+def public_url(settings: Settings) -> str:
+    return settings.public_url or f"http://{settings.host}:{settings.port}"
+
+
+def database_url(settings: Settings) -> str:
+    return settings.database_url or f"sqlite+aiosqlite:///{settings.home / 'sandgate.db'}"
+
+
+def make_vault(settings: Settings) -> Vault:
+    return Vault(settings.home / "encryption-key")
+
+
+def make_catalog(settings: Settings) -> Catalog:
+    """The shipped servers, then the operator's own in `<home>/catalog/servers`."""
+    return Catalog.load(ROOT / "catalog" / "servers", settings.home / "catalog" / "servers")
+
+
+def sandbox_images(settings: Settings) -> ImageTags:
+    return image_tags(ROOT / "sandbox_images", base_image=settings.base_image, ca_bundle=settings.ca_bundle)
+
+
+def make_engine(settings: Settings, tags: ImageTags) -> Engine:
+    return DockerEngine(
+        installation=installation_name(settings.home),
+        runtime=settings.runtime,
+        egress_allow=settings.egress_allow,
+        guard_image=tags.base,
+    )
+
+
+def installation_name(home: Path) -> str:
+    """Tells the pods of this installation from those of another on the same engine; made at first start."""
+    file = home / "installation"
+    if not file.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        file.write_text(os.urandom(4).hex())
+    return file.read_text()
+
+
+async def ensure_first_key(accounts: Accounts, home: Path) -> str:
+    """The first API key, in `<home>/api-key` (mode 0600); team and key are made if there are none yet."""
+    file = home / _FIRST_KEY_FILE
+    team = await accounts.default_team() or await accounts.create_team("default")
+    if not file.exists():
+        key = await accounts.create_key(team, "first key")
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(key)
+    return file.read_text().strip()
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[Database]:
+    database = Database(database_url(settings))
+    try:
+        await database.migrate()
+        yield database
+    finally:
+        await database.aclose()
+
+
+@asynccontextmanager
+async def _running(reconciler: Reconciler) -> AsyncIterator[None]:
+    ready = asyncio.Event()
+    task = asyncio.create_task(reconciler.run(ready), name="reconciler")
+    await ready.wait()
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _blueprint(settings: Settings, tags: ImageTags) -> Blueprint:
+    return Blueprint(
+        workspace_image=tags.workspace,
+        gateway_image=tags.gateway,
+        workspace_limits=Limits(memory_mib=settings.memory_mib, cpus=settings.cpus, pids=settings.pids),
+        server_start_timeout_s=settings.server_start_timeout_s,
+        github_url=settings.github_url,
+    )

@@ -1,0 +1,255 @@
+"""From a request to a plan: which containers a sandbox is made of and how its gateway is configured.
+
+Pure: no I/O, no clock, no randomness. Most rules of the product are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from app.catalog import (
+    Catalog,
+    ImageRun,
+    OptionError,
+    PackageRun,
+    RemoteRun,
+    RenderedServer,
+    ServerDefinition,
+    render,
+    render_custom,
+)
+from app.engines.interface import ContainerSpec, File, Limits, PodSpec
+from app.errors import InvalidRequest, NotFound
+from app.sandboxes.models import (
+    BASE_TEMPLATE,
+    GATEWAY_TEMPLATE,
+    CreateSandbox,
+    McpOptions,
+    PodRecord,
+)
+
+AGENT_TOKEN_FILE = "/run/sandgate/agent-control-token"
+GATEWAY_TOKEN_FILE = "/run/sandgate/gateway-control-token"
+STDIO_BRIDGE = "/opt/sandgate/stdio-bridge"
+"""Where the gateway's image keeps the program that becomes the entrypoint of image servers."""
+STDIO_DOOR_PORT = 49984
+
+_CUSTOM_PREFIX = "github/"
+_BRIDGE_IN_SERVER = "/.sandgate/stdio-bridge"
+_SOCKET_DIRECTORY = "/run/sandgate-server"
+_POD_START_S = 60.0
+
+_WORKSPACE_CAPABILITIES = (
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+)
+"""Docker's default set without NET_RAW and MKNOD: what sudo and package managers need."""
+_GATEWAY_CAPABILITIES = ("CHOWN", "KILL", "SETGID", "SETUID")
+"""Enough to run each MCP server under a uid of its own and to end it."""
+_GATEWAY_LIMITS = Limits(memory_mib=2048, cpus=2.0, pids=512)
+_SERVER_LIMITS = Limits(memory_mib=1024, cpus=1.0, pids=256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """The operator's facts that a plan depends on."""
+
+    workspace_image: str
+    gateway_image: str
+    workspace_limits: Limits
+    server_start_timeout_s: float
+    github_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayPlan:
+    servers: tuple[Mapping[str, Any], ...] = field(repr=False)
+    """`servers` of the gateway's configuration; docs/ARCHITECTURE.md, section 6.4."""
+    image_servers: tuple[ContainerSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxPlan:
+    template: str
+    containers: tuple[ContainerSpec, ...]
+    egress: bool
+    gateway: GatewayPlan | None
+    deadline_s: float
+    """How long the whole start may take."""
+
+    def server_of_image(self, image: str) -> str | None:
+        """Key of an MCP server that runs from this image."""
+        if self.gateway is None:
+            return None
+        paths = {_socket_path(server.role) for server in self.gateway.image_servers if server.image == image}
+        return next((s["name"] for s in self.gateway.servers if s["transport"].get("path") in paths), None)
+
+
+def plan_sandbox(request: CreateSandbox, catalog: Catalog, blueprint: Blueprint) -> SandboxPlan:
+    """Raises: NotFound (template), InvalidRequest (an MCP server, named with the field at fault)."""
+    if request.template not in (BASE_TEMPLATE, GATEWAY_TEMPLATE):
+        raise NotFound(
+            f"There is no template {request.template!r}. Known templates: {BASE_TEMPLATE}, {GATEWAY_TEMPLATE}."
+        )
+    workspace = ContainerSpec(
+        role="workspace",
+        image=blueprint.workspace_image,
+        limits=blueprint.workspace_limits,
+        new_privileges=True,
+        capabilities=_WORKSPACE_CAPABILITIES,
+    )
+    gateway: GatewayPlan | None = None
+    containers: tuple[ContainerSpec, ...] = (workspace,)
+    deadline_s = _POD_START_S
+    if request.mcp is not None or request.template == GATEWAY_TEMPLATE:
+        gateway = plan_gateway(request.mcp or {}, request.mcp_options, catalog, blueprint)
+        sockets = {server.role: f"/run/servers/{server.role}" for server in gateway.image_servers}
+        trusted = ContainerSpec(
+            role="gateway",
+            image=blueprint.gateway_image,
+            limits=_GATEWAY_LIMITS,
+            capabilities=_GATEWAY_CAPABILITIES,
+            volumes=sockets,
+        )
+        containers = (trusted, workspace, *gateway.image_servers)
+        deadline_s += max((server["startTimeoutS"] for server in gateway.servers), default=0.0)
+    return SandboxPlan(
+        template=request.template,
+        containers=containers,
+        egress=request.allow_internet_access is not False,
+        gateway=gateway,
+        deadline_s=deadline_s,
+    )
+
+
+def plan_gateway(
+    mcp: Mapping[str, Mapping[str, Any]], options: McpOptions, catalog: Catalog, blueprint: Blueprint
+) -> GatewayPlan:
+    """Raises: InvalidRequest, naming the server and the field."""
+    if unplaced := [key for key in options.placement if key not in mcp]:
+        raise InvalidRequest(f"mcpOptions.placement names {unplaced[0]!r}, which is not in mcp.")
+    servers: list[Mapping[str, Any]] = []
+    image_servers: list[ContainerSpec] = []
+    for key, given in mcp.items():
+        rendered = _render(key, given, options, catalog, blueprint)
+        transport: dict[str, Any]
+        match rendered.run:
+            case PackageRun(placement="workspace") as run:
+                transport = {
+                    "type": "workspace",
+                    "command": run.command,
+                    "env": run.env,
+                    "cwd": run.cwd,
+                    "repository": run.repository,
+                    "install": run.install,
+                }
+            case PackageRun() as run:
+                transport = {"type": "stdio", "command": run.command, "env": run.env}
+            case ImageRun() as run:
+                role = f"server-{len(image_servers)}"
+                image_servers.append(_image_server(role, run))
+                transport = {"type": "socket", "path": _socket_path(role)}
+            case RemoteRun() as run:
+                transport = {"type": "http", "url": run.url, "headers": run.headers}
+        servers.append(
+            {
+                "name": key,
+                "startTimeoutS": rendered.start_timeout_s or blueprint.server_start_timeout_s,
+                "transport": transport,
+            }
+        )
+    return GatewayPlan(servers=tuple(servers), image_servers=tuple(image_servers))
+
+
+def check_known(keys: Iterable[str], catalog: Catalog) -> None:
+    """Raises: InvalidRequest for the first key that neither is in the catalog nor names a repository."""
+    for key in keys:
+        if not key.startswith(_CUSTOM_PREFIX):
+            _find(key, catalog)
+
+
+def make_pod_spec(plan: SandboxPlan, pod: PodRecord, stdio_bridge: bytes | None) -> PodSpec:
+    """The plan as the engine takes it, with the pod's control tokens as files.
+
+    `stdio_bridge` is the program's content, needed if the plan has image servers.
+    """
+    files = {
+        "workspace": (File(path=AGENT_TOKEN_FILE, content=pod.secrets.agent_token.encode()),),
+        "gateway": (File(path=GATEWAY_TOKEN_FILE, content=pod.secrets.gateway_token.encode()),),
+    }
+    if plan.gateway is not None and plan.gateway.image_servers:
+        if stdio_bridge is None:
+            raise ValueError("a plan with image servers needs the stdio bridge")
+        bridge = File(path=_BRIDGE_IN_SERVER, content=stdio_bridge, mode=0o555)
+        files |= {server.role: (bridge,) for server in plan.gateway.image_servers}
+    return PodSpec(
+        pod_id=pod.id,
+        containers=tuple(replace(container, files=files[container.role]) for container in plan.containers),
+        egress=plan.egress,
+        labels={"sandgate.sandbox": pod.sandbox_id},
+    )
+
+
+def make_gateway_config(
+    plan: GatewayPlan, options: McpOptions, pod: PodRecord, tokens: Iterable[str]
+) -> dict[str, Any]:
+    """The body of `PUT /config`; docs/ARCHITECTURE.md, section 6.4."""
+    return {
+        "tokens": list(tokens),
+        "naming": options.naming,
+        "stdioDoor": {"host": "127.0.0.1", "port": STDIO_DOOR_PORT, "token": pod.secrets.stdio_token},
+        "servers": list(plan.servers),
+    }
+
+
+def _render(
+    key: str, given: Mapping[str, Any], options: McpOptions, catalog: Catalog, blueprint: Blueprint
+) -> RenderedServer:
+    try:
+        if key.startswith(_CUSTOM_PREFIX):
+            return render_custom(key, given, github_url=blueprint.github_url)
+        return render(_find(key, catalog), key, given, placement=options.placement.get(key))
+    except OptionError as error:
+        raise InvalidRequest(f"Failed to start MCP gateway: {error}") from error
+
+
+def _find(key: str, catalog: Catalog) -> ServerDefinition:
+    definition = catalog.find(key)
+    if definition is None:
+        nearest = catalog.nearest(key)
+        hint = f" Did you mean {nearest!r}?" if nearest else ""
+        raise InvalidRequest(
+            f"Failed to start MCP gateway: there is no MCP server {key!r} in the catalog.{hint}"
+            " GET /api/v1/catalog lists all of them."
+        )
+    return definition
+
+
+def _socket_path(role: str) -> str:
+    """Where the gateway finds the socket of an image server."""
+    return f"/run/servers/{role}/stdio.sock"
+
+
+def _image_server(role: str, run: ImageRun) -> ContainerSpec:
+    return ContainerSpec(
+        role=role,
+        image=run.image,
+        limits=_SERVER_LIMITS,
+        entrypoint_prefix=(_BRIDGE_IN_SERVER, f"{_SOCKET_DIRECTORY}/stdio.sock", "--"),
+        command=run.command or None,
+        env=run.env,
+        volumes={role: _SOCKET_DIRECTORY},
+        user=run.user,
+    )
