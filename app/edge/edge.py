@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,10 @@ from app.edge.directory import Directory
 from app.edge.exchange import Exchange
 from app.edge.pool import Pool
 from app.edge.routing import Route, Router
+from app.edge.websocket import WebSocketExchange
+
+_LAST_WORDS_S = 5.0
+"""How long a client may take to accept the answer to a request whose sandbox was killed."""
 
 
 class Edge:
@@ -64,18 +69,25 @@ class Edge:
                 await self._forward(route, scope, receive, send)
 
     async def _forward(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange | WebSocketExchange
+        if scope["type"] == "http":
+            exchange = Exchange(scope, receive, send, route=route, pool=self._pool, spawn=self._spawn)
+        else:
+            exchange = WebSocketExchange(scope, receive, send, route=route, spawn=self._spawn)
         sandbox_id = route.target.sandbox_id
-        exchange = Exchange(scope, receive, send, route=route, pool=self._pool, spawn=self._spawn)
         lives = self._open.setdefault(sandbox_id, set())
+        # No time limit: a stream may be silent for hours. The timeout is what `drop` pulls.
+        life = asyncio.timeout(None)
+        lives.add(life)
         try:
-            # No time limit: a stream may be silent for hours. The timeout is what `drop` pulls.
-            async with asyncio.timeout(None) as life:
-                lives.add(life)
+            async with life:
                 await exchange.run()
         except TimeoutError:
             if not life.expired():
                 raise
-            await exchange.refuse(not_found(sandbox_id))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await exchange.refuse(not_found(sandbox_id))
         finally:
             lives.discard(life)
             if not lives and self._open.get(sandbox_id) is lives:

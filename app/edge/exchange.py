@@ -113,7 +113,7 @@ class Exchange:
                 await self._read_request()
 
     async def _read_request(self) -> tuple[bytes, bool]:
-        """The next piece of the request's body and whether more follows. Raises: ConnectionBrokenError: client hung up."""
+        """The next piece of the body and whether more follows. Raises: ConnectionBrokenError if the client hung up."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._client_gone = True

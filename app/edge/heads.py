@@ -13,11 +13,11 @@ from app.edge.routing import Route
 
 Headers = list[tuple[bytes, bytes]]
 
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 """RFC 9110, section 7.6.1."""
-_OWN_HOP = _HOP_BY_HOP | {b"content-length", b"expect"}
+_OWN_HOP = HOP_BY_HOP | {b"content-length", b"expect"}
 """The edge frames the body itself, and its own server answers `Expect: 100-continue`."""
 _KEPT = frozenset({b"host", b"content-length"})
 """What a `Connection` header cannot have removed."""
@@ -77,7 +77,7 @@ def make_request_head(scope: Scope, route: Route) -> RequestHead:
 
 def make_response_headers(head: ResponseHead) -> Headers:
     """The headers for the client, in the pod's order, duplicates included."""
-    dropped = _HOP_BY_HOP | named_by_connection((name.lower(), value) for name, value in head.headers)
+    dropped = HOP_BY_HOP | named_by_connection((name.lower(), value) for name, value in head.headers)
     if head.status in (204, 304):
         # Such an answer has no body, so a length in it (allowed in a 304) only misleads the server's own framing.
         dropped |= {b"content-length"}
