@@ -1,4 +1,4 @@
-"""One WebSocket through the edge. Messages, subprotocol and close codes pass; extensions and pings are each hop's own."""
+"""One WebSocket through the edge. Messages, subprotocol, close codes pass; extensions and pings are each hop's own."""
 
 from __future__ import annotations
 
