@@ -11,17 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-ContainerState = Literal["created", "running", "paused", "exited"]
+ContainerState = Literal["absent", "created", "running", "paused", "exited"]
+"""`absent`: belongs to the pod and is not there, because a start was cut short or somebody else removed it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A file put into a container before it starts; its directory is made as needed (root, 0755)."""
+    """A file put into a container before it starts; its directory is made as needed (root, 0755). Not into a volume."""
 
     path: str
     content: bytes = field(repr=False)
     mode: int = 0o400
     uid: int = 0
+    """Owner, and group of the same number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,7 @@ class ContainerStatus:
     role: str
     state: ContainerState
     exit_code: int | None = None
-    """Set once `exited`."""
+    """Set once `exited`, where the engine knows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,296 @@
+"""Pods on Docker Engine 20.10 and later, with nothing but the engine's API.
+
+Verbs for different pods run side by side. A `stop` ends a `start` of the same pod that is under way, and waits for
+what a cancelled or ended one still has in its threads, so nothing is made behind its back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import docker
+from docker.errors import ImageNotFound, NotFound
+
+from app.engines import docker_pods
+from app.engines.docker_client import DockerClient
+from app.engines.docker_helpers import HelperContainers, remove_container
+from app.engines.docker_networks import DockerNetworks
+from app.engines.docker_pods import PodNetwork
+from app.engines.interface import ContainerSpec, ContainerState, EngineInfo, Pod, PodSpec
+from app.engines.network_guard import AllowedTarget
+from app.errors import EngineError
+
+T = TypeVar("T")
+
+_CHECK_TIMEOUT_S = 5
+
+
+class DockerEngine:
+    def __init__(
+        self,
+        installation: str,
+        *,
+        guard_image: str,
+        egress_allow: Sequence[str] = (),
+        runtime: str | None = None,
+        base_url: str | None = None,
+        max_workers: int = 16,
+        timeout_s: int = 60,
+    ) -> None:
+        """`installation` keeps the pods of several control planes on one engine apart: `[a-z0-9-]`, at most 32.
+
+        `guard_image` holds `/bin/sh` and `nft`. `egress_allow` holds `<IPv4 address or network>:<port>` that pods may
+        reach in spite of the guard. `base_url` None means `DOCKER_HOST` or the default socket. `timeout_s` bounds each
+        wait for the engine. Raises: ValueError.
+        """
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", installation):
+            raise ValueError(f"installation {installation!r} must be 1 to 32 of a-z, 0-9 and -")
+        self._installation = installation
+        self._runtime = runtime
+        self._client = DockerClient(base_url=base_url, max_workers=max_workers, timeout_s=timeout_s)
+        self._helpers = HelperContainers(self._client, installation)
+        self._networks = DockerNetworks(
+            self._client,
+            self._helpers,
+            installation,
+            guard_image=guard_image,
+            allowed=[AllowedTarget.parse(entry) for entry in egress_allow],
+        )
+        self._starts: dict[str, _Start] = {}
+
+    async def check(self) -> EngineInfo:
+        version = await self._client.call(
+            lambda api: api.version(), doing="ask for the engine's version", timeout_s=_CHECK_TIMEOUT_S
+        )
+        return EngineInfo(name="Docker Engine", version=version["Version"])
+
+    async def prepare(self) -> None:
+        await self._networks.prepare()
+
+    async def has_image(self, image: str) -> bool:
+        def inspect(api: docker.APIClient) -> bool:
+            try:
+                _image_config(api, image)
+            except ImageNotFound:
+                return False
+            return True
+
+        return await self._client.call(inspect, doing=f"look for image {image}")
+
+    async def read_file(self, image: str, path: str) -> bytes:
+        return await self._helpers.read_file(image, path)
+
+    async def start(self, spec: PodSpec) -> Pod:
+        network = self._networks.for_pod(egress=spec.egress)
+        if spec.pod_id in self._starts:
+            raise EngineError(f"Pod {spec.pod_id} is being started already.")
+        start = self._starts[spec.pod_id] = _Start(self._client, spec, on_settled=self._forget)
+        try:
+            return await self._start(start, spec, network)
+        finally:
+            start.end()
+
+    async def _start(self, start: _Start, spec: PodSpec, network: PodNetwork) -> Pod:
+        owner, *others = spec.containers
+        states = await self._states(start, spec)
+        if states and states.get(owner.role) not in ("created", "running", "paused"):
+            # The others hold on to a network namespace that is gone.
+            await start.call(lambda api: self._remove(api, spec.pod_id), doing="remove what is left of it")
+            states = {}
+        await start.call(lambda api: self._make_volumes(api, spec), doing="make volumes")
+
+        async def make(container: ContainerSpec) -> None:
+            if states.get(container.role) not in ("running", "paused"):
+                made = container.role in states
+                await start.call(
+                    lambda api: self._make(api, spec, container, network, made=made),
+                    doing=f"create container {container.role}",
+                    image=container.image,
+                )
+
+        async def run(container: ContainerSpec) -> None:
+            state = states.get(container.role)
+            name = docker_pods.container_name(spec.pod_id, container.role)
+            if state == "paused":
+                await start.call(lambda api: api.unpause(name), doing=f"unpause container {container.role}")
+            elif state != "running":
+                await start.call(lambda api: api.start(name), doing=f"start container {container.role}")
+
+        async def make_and_run_owner() -> None:
+            await make(owner)
+            await run(owner)
+
+        # Making takes no network, so the others are made while the first one starts.
+        await _all_of([make_and_run_owner(), *(make(container) for container in others)])
+        for container in others:
+            await run(container)
+        return await self._running(start, spec)
+
+    async def _states(self, start: _Start, spec: PodSpec) -> dict[str, ContainerState]:
+        pods = await start.call(lambda api: self._pods(api, spec.pod_id), doing="look for its containers")
+        pod = pods.get(spec.pod_id)
+        return {c.role: c.state for c in pod.containers if c.state != "absent"} if pod else {}
+
+    async def _running(self, start: _Start, spec: PodSpec) -> Pod:
+        pods = await start.call(lambda api: self._pods(api, spec.pod_id), doing="look at its containers")
+        pod = pods.get(spec.pod_id)
+        if pod is None:
+            raise EngineError(f"Pod {spec.pod_id} was removed by somebody else while it started.")
+        for container in pod.containers:
+            if container.state != "running":
+                code = "" if container.exit_code is None else f" (exit code {container.exit_code})"
+                raise EngineError(
+                    f"Container {container.role} of pod {spec.pod_id} is {container.state}{code} right after its start."
+                )
+        return pod
+
+    async def stop(self, pod_id: str) -> None:
+        start = self._starts.get(pod_id)
+        if start is not None:
+            start.abandon()
+            await start.settled()
+        containers = await self._client.call(
+            lambda api: [item["Id"] for item in self._list(api, pod_id)], doing=f"look for containers of pod {pod_id}"
+        )
+
+        async def remove(container: str) -> None:
+            await self._client.call(
+                lambda api: remove_container(api, container), doing=f"remove a container of pod {pod_id}"
+            )
+
+        await _all_of([remove(container) for container in containers])
+        await self._client.call(lambda api: self._remove_volumes(api, pod_id), doing=f"remove volumes of pod {pod_id}")
+
+    async def observe(self) -> Mapping[str, Pod]:
+        return await self._client.call(self._pods, doing="list the sandboxes' containers")
+
+    async def logs(self, pod_id: str, role: str, *, tail: int) -> str:
+        def read(api: docker.APIClient) -> str:
+            try:
+                output = api.logs(docker_pods.container_name(pod_id, role), stdout=True, stderr=True, tail=tail)
+            except NotFound:
+                return ""
+            return output.decode(errors="replace")
+
+        return await self._client.call(read, doing=f"read the log of {role} in pod {pod_id}")
+
+    async def remove_installation(self) -> None:
+        """Stop every pod and remove the networks and the rules: nothing of this installation stays but images."""
+        for pod_id in await self.observe():
+            await self.stop(pod_id)
+        await self._client.call(lambda api: self._remove_volumes(api, None), doing="remove leftover volumes")
+        await self._networks.remove()
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    def _forget(self, start: _Start) -> None:
+        if self._starts.get(start.pod_id) is start:
+            del self._starts[start.pod_id]
+
+    # What follows runs in a thread.
+
+    def _list(self, api: docker.APIClient, pod_id: str | None = None) -> list[dict[str, Any]]:
+        filters = docker_pods.label_filter(self._installation, pod_id)
+        listing: list[dict[str, Any]] = api.containers(all=True, filters=filters)
+        return listing
+
+    def _pods(self, api: docker.APIClient, pod_id: str | None = None) -> dict[str, Pod]:
+        return docker_pods.pods_from_listing(self._list(api, pod_id))
+
+    def _make_volumes(self, api: docker.APIClient, spec: PodSpec) -> None:
+        for volume in sorted({name for container in spec.containers for name in container.volumes}):
+            api.create_volume(**docker_pods.volume_arguments(self._installation, spec.pod_id, volume))
+
+    def _make(
+        self, api: docker.APIClient, spec: PodSpec, container: ContainerSpec, network: PodNetwork, *, made: bool
+    ) -> None:
+        if not made:
+            config = _image_config(api, container.image) if container.entrypoint_prefix else None
+            arguments = docker_pods.container_arguments(self._installation, spec, container, image_config=config)
+            host = docker_pods.host_arguments(spec, container, network=network, runtime=self._runtime)
+            api.create_container(**arguments, host_config=api.create_host_config(**host))
+        if container.files:
+            # Also into one that was made earlier: that start may have ended before it came to the files.
+            name = docker_pods.container_name(spec.pod_id, container.role)
+            api.put_archive(name, "/", docker_pods.archive(container.files))
+
+    def _remove(self, api: docker.APIClient, pod_id: str) -> None:
+        for item in self._list(api, pod_id):
+            remove_container(api, item["Id"])
+
+    def _remove_volumes(self, api: docker.APIClient, pod_id: str | None) -> None:
+        filters = docker_pods.label_filter(self._installation, pod_id)
+        for volume in api.volumes(filters=filters)["Volumes"] or ():
+            try:
+                api.remove_volume(volume["Name"])
+            except NotFound:
+                continue
+
+
+class _Start:
+    """One start of a pod: its calls to the engine, which outlive its cancellation, and a way to end it from outside."""
+
+    def __init__(self, client: DockerClient, spec: PodSpec, *, on_settled: Callable[[_Start], None]) -> None:
+        self.pod_id = spec.pod_id
+        self._client = client
+        self._running: set[asyncio.Future[Any]] = set()
+        self._is_abandoned = False
+        self._has_ended = False
+        self._settled = asyncio.Event()
+        self._on_settled = on_settled
+
+    async def call(self, work: Callable[[docker.APIClient], T], *, doing: str, image: str = "") -> T:
+        """As DockerClient.call. Raises EngineError once the start is abandoned."""
+        if self._is_abandoned:
+            raise EngineError(f"Pod {self.pod_id} was stopped while it was being started.")
+        doing = f"start pod {self.pod_id}: {doing}"
+        future = self._client.submit(work, doing=doing, image=image)
+        self._running.add(future)
+        future.add_done_callback(self._one_done)
+        # Shielded, because cancelling the future would hide that its thread goes on.
+        return await self._client.bounded(asyncio.shield(future), doing=doing)
+
+    def abandon(self) -> None:
+        self._is_abandoned = True
+
+    def end(self) -> None:
+        self._has_ended = True
+        self._settle()
+
+    async def settled(self) -> None:
+        """Returns once the start has ended and none of its threads is at work; they are bounded by the client."""
+        await self._settled.wait()
+
+    def _one_done(self, future: asyncio.Future[Any]) -> None:
+        self._running.discard(future)
+        if not future.cancelled():
+            future.exception()  # whoever waited for it may be gone; nobody is left to hear of it
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._has_ended and not self._running:
+            self._settled.set()
+            self._on_settled(self)
+
+
+async def _all_of(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run `calls` side by side. Raises the first one's error alone, once the others have ended."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for call in calls:
+                group.create_task(call)
+    except BaseExceptionGroup as errors:
+        first = errors.exceptions[0]
+    else:
+        return
+    raise first
+
+
+def _image_config(api: docker.APIClient, image: str) -> Mapping[str, Any]:
+    """What an image brings along for its containers. Raises: ImageNotFound."""
+    config: Mapping[str, Any] = api.inspect_image(image)["Config"]  # type: ignore[no-untyped-call]  # stubs lack it
+    return config

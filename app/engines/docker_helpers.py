@@ -1,0 +1,135 @@
+"""Short-lived containers that do for the control plane what only the engine can: on its host, and in an image."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import posixpath
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import docker
+from docker.errors import APIError, NotFound
+
+from app.engines.docker_client import DockerClient
+from app.errors import EngineError
+
+_HELPER_LABEL = "sandgate.helper"
+"""Holds the installation. Not the label that pods have, so that a helper is never taken for a part of one."""
+_TIMEOUT_S = 30
+_LARGEST_FILE = 16 * 1024 * 1024
+_MOST_LINKS = 8
+
+
+class HelperContainers:
+    def __init__(self, client: DockerClient, installation: str) -> None:
+        self._client = client
+        self._installation = installation
+        self._one_at_a_time = asyncio.Lock()
+        """So whatever else carries the label is a leftover of a process that was killed, and is removed."""
+
+    async def run_on_host(self, image: str, script: str, environment: Mapping[str, str], *, doing: str) -> str:
+        """Run a shell script in the host's network namespace with NET_ADMIN; gives what it prints.
+
+        Raises: EngineError when it exits with another code than 0.
+        """
+        async with self._one_at_a_time:
+            return await self._client.call(
+                lambda api: self._run_on_host(api, image, script, environment, doing=doing), doing=doing, image=image
+            )
+
+    async def read_file(self, image: str, path: str) -> bytes:
+        doing = f"read {path} from image {image}"
+        async with self._one_at_a_time:
+            return await self._client.call(lambda api: self._read_file(api, image, path), doing=doing, image=image)
+
+    def _run_on_host(
+        self, api: docker.APIClient, image: str, script: str, environment: Mapping[str, str], *, doing: str
+    ) -> str:
+        arguments: dict[str, Any] = {
+            "entrypoint": ["/bin/sh", "-euc", script],
+            "environment": dict(environment),
+            "user": "0:0",
+            "host_config": api.create_host_config(
+                network_mode="host",
+                userns_mode="host",  # where the engine remaps users, remapped root has no say over the host's network
+                cap_drop=["ALL"],
+                cap_add=["NET_ADMIN"],
+                security_opt=["no-new-privileges"],
+                read_only=True,
+                mem_limit="128m",
+                pids_limit=64,
+            ),
+        }
+        with self._container(api, image, arguments) as helper:
+            api.start(helper)
+            code = api.wait(helper, timeout=_TIMEOUT_S)["StatusCode"]
+            output = api.logs(helper).decode(errors="replace")
+        if code != 0:
+            raise EngineError(f"Could not {doing}: {output.strip() or f'the helper exited with code {code}'}")
+        return output
+
+    def _read_file(self, api: docker.APIClient, image: str, path: str) -> bytes:
+        found = path
+        with self._container(api, image, {"network_disabled": True}) as never_started:
+            for _ in range(_MOST_LINKS):
+                try:
+                    chunks, stat = api.get_archive(never_started, found)
+                except NotFound as error:
+                    raise EngineError(f"Image {image} has no file {path}.") from error
+                if not stat["linkTarget"]:
+                    return _only_file(chunks, f"{path} in image {image}")
+                chunks.close()
+                found = posixpath.join(posixpath.dirname(found), stat["linkTarget"])
+        raise EngineError(f"{path} in image {image} is behind too many symbolic links.")
+
+    @contextmanager
+    def _container(self, api: docker.APIClient, image: str, arguments: Mapping[str, Any]) -> Iterator[str]:
+        for leftover in api.containers(all=True, filters={"label": f"{_HELPER_LABEL}={self._installation}"}):
+            remove_container(api, leftover["Id"])
+        container: str = api.create_container(
+            image,
+            command=["true"],  # an image without a command of its own would be refused
+            labels={_HELPER_LABEL: self._installation},
+            use_config_proxy=False,
+            **arguments,
+        )["Id"]
+        try:
+            yield container
+        finally:
+            remove_container(api, container)
+
+
+def remove_container(api: docker.APIClient, container: str) -> None:
+    """Kill and remove a container with its anonymous volumes. Returns once it is gone; silent if it was already."""
+    try:
+        api.remove_container(container, force=True, v=True)
+    except NotFound:
+        return
+    except APIError as error:
+        if error.status_code != 409:  # somebody else is removing it
+            raise
+        _wait_until_removed(api, container)
+
+
+def _wait_until_removed(api: docker.APIClient, container: str) -> None:
+    try:
+        api.wait(container, timeout=_TIMEOUT_S, condition="removed")
+    except NotFound:
+        return
+
+
+def _only_file(chunks: Iterator[bytes], what: str) -> bytes:
+    content = b""
+    for chunk in chunks:
+        content += chunk
+        if len(content) > _LARGEST_FILE:
+            raise EngineError(f"{what} is larger than {_LARGEST_FILE} bytes.")
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        member = tar.next()
+        file = tar.extractfile(member) if member else None
+        if file is None:
+            raise EngineError(f"{what} is not a regular file.")
+        return file.read()

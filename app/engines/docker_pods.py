@@ -1,0 +1,189 @@
+"""Pods in Docker's terms: names, labels, what containers are created with, and pods as a listing shows them. No I/O."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from docker.types import LogConfig, Mount
+
+from app.engines.interface import ContainerSpec, ContainerState, ContainerStatus, File, Pod, PodSpec
+
+INSTALLATION_LABEL = "sandgate.installation"
+POD_LABEL = "sandgate.pod"
+ROLE_LABEL = "sandgate.role"
+ROLES_LABEL = "sandgate.roles"
+"""All roles of the pod in order, with commas: so that a half-made pod is known as one, and its owner as the first."""
+SPEC_LABEL_PREFIX = "sandgate.label."
+"""In front of a PodSpec's labels, so that an image's own labels are not taken for them."""
+
+_MIB = 1024 * 1024
+_CPU_PERIOD_US = 100_000
+_SHARED_MEMORY = 64 * _MIB
+_VOLUME_OPTIONS = {"type": "tmpfs", "device": "tmpfs", "o": "mode=1777,size=64m"}
+
+_STATES: Mapping[str, ContainerState] = {"created": "created", "running": "running", "paused": "paused"}
+"""Docker's other states (`restarting`, `removing`, `exited`, `dead`) have no process that serves."""
+_EXIT_CODE = re.compile(r"^Exited \((\d+)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class PodNetwork:
+    """What the first container of a pod is attached to."""
+
+    name: str
+    sysctls: Mapping[str, str]
+    dns: tuple[str, ...]
+    """Name servers instead of the engine's own; empty for those."""
+
+
+def container_name(pod_id: str, role: str) -> str:
+    return f"sandgate-{pod_id}-{role}"
+
+
+def volume_name(pod_id: str, volume: str) -> str:
+    return f"sandgate-{pod_id}-{volume}"
+
+
+def label_filter(installation: str, pod_id: str | None = None) -> dict[str, list[str]]:
+    labels = [f"{INSTALLATION_LABEL}={installation}"]
+    labels.append(f"{POD_LABEL}={pod_id}" if pod_id else POD_LABEL)
+    return {"label": labels}
+
+
+def container_labels(installation: str, spec: PodSpec, role: str) -> dict[str, str]:
+    return {
+        INSTALLATION_LABEL: installation,
+        POD_LABEL: spec.pod_id,
+        ROLE_LABEL: role,
+        ROLES_LABEL: ",".join(container.role for container in spec.containers),
+        **{f"{SPEC_LABEL_PREFIX}{name}": value for name, value in spec.labels.items()},
+    }
+
+
+def volume_arguments(installation: str, pod_id: str, volume: str) -> dict[str, Any]:
+    return {
+        "name": volume_name(pod_id, volume),
+        "driver": "local",
+        "driver_opts": _VOLUME_OPTIONS,
+        "labels": {INSTALLATION_LABEL: installation, POD_LABEL: pod_id},
+    }
+
+
+def container_arguments(
+    installation: str, spec: PodSpec, container: ContainerSpec, *, image_config: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Keyword arguments of `APIClient.create_container`, but for `host_config`.
+
+    `image_config` is the image's `Config`; needed only with an `entrypoint_prefix`.
+    """
+    entrypoint: list[str] | None = None
+    command = None if container.command is None else list(container.command)
+    if container.entrypoint_prefix:
+        config = image_config or {}
+        entrypoint = [*container.entrypoint_prefix, *(config.get("Entrypoint") or ())]
+        # An entrypoint given at creation makes Docker forget the image's command.
+        command = list(config.get("Cmd") or ()) if command is None else command
+    return {
+        "image": container.image,
+        "name": container_name(spec.pod_id, container.role),
+        "command": command,
+        "entrypoint": entrypoint,
+        "environment": dict(container.env),
+        "user": container.user,
+        # Containers that join a namespace take its host name and may not set one.
+        "hostname": "sandbox" if container is spec.containers[0] else None,
+        "labels": container_labels(installation, spec, container.role),
+        # The operator's own proxy settings, which may hold credentials, stay out.
+        "use_config_proxy": False,
+    }
+
+
+def host_arguments(
+    spec: PodSpec, container: ContainerSpec, *, network: PodNetwork, runtime: str | None
+) -> dict[str, Any]:
+    """Keyword arguments of `APIClient.create_host_config`."""
+    owner = spec.containers[0]
+    if container is owner:
+        attachment: dict[str, Any] = {
+            "network_mode": network.name,
+            "sysctls": dict(network.sysctls),
+            "dns": list(network.dns),
+        }
+    else:
+        # By name, which is known before the owner is made, and as good as its id: a new owner means a new pod.
+        attachment = {"network_mode": f"container:{container_name(spec.pod_id, owner.role)}"}
+    memory = container.limits.memory_mib * _MIB
+    return attachment | {
+        "init": True,
+        "runtime": runtime,
+        "cap_drop": ["ALL"],
+        "cap_add": list(container.capabilities),
+        "security_opt": [] if container.new_privileges else ["no-new-privileges"],
+        "mem_limit": memory,
+        "memswap_limit": memory,
+        # A quota, because Docker refuses `NanoCpus` above the number of CPUs of its host.
+        "cpu_period": _CPU_PERIOD_US,
+        "cpu_quota": int(container.limits.cpus * _CPU_PERIOD_US),
+        "pids_limit": container.limits.pids,
+        "shm_size": _SHARED_MEMORY,
+        "log_config": LogConfig(type="json-file", config={"max-size": "1m", "max-file": "2"}),
+        "mounts": [
+            Mount(target=path, source=volume_name(spec.pod_id, volume), type="volume", no_copy=True)
+            for volume, path in container.volumes.items()
+        ],
+    }
+
+
+def archive(files: Iterable[File]) -> bytes:
+    """A tar of `files` relative to `/`. Directories that are absent are made by Docker, owned by root, mode 0755."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for file in files:
+            entry = tarfile.TarInfo(file.path.lstrip("/"))
+            entry.size = len(file.content)
+            entry.mode = file.mode
+            entry.uid = entry.gid = file.uid
+            tar.addfile(entry, io.BytesIO(file.content))
+    return buffer.getvalue()
+
+
+def pods_from_listing(listing: Sequence[Mapping[str, Any]]) -> dict[str, Pod]:
+    """Pods by id from the answer of `GET /containers/json`. Containers without our labels are passed over."""
+    members: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for item in listing:
+        labels = item["Labels"] or {}
+        if POD_LABEL in labels and ROLE_LABEL in labels:
+            members.setdefault(labels[POD_LABEL], {})[labels[ROLE_LABEL]] = item
+    return {pod_id: _pod(pod_id, by_role) for pod_id, by_role in members.items()}
+
+
+def _pod(pod_id: str, by_role: Mapping[str, Mapping[str, Any]]) -> Pod:
+    labels = next(iter(by_role.values()))["Labels"]
+    roles = labels.get(ROLES_LABEL, "").split(",")
+    owner = by_role.get(roles[0])
+    return Pod(
+        pod_id=pod_id,
+        labels={k.removeprefix(SPEC_LABEL_PREFIX): v for k, v in labels.items() if k.startswith(SPEC_LABEL_PREFIX)},
+        address=_address(owner) if owner else None,
+        containers=tuple(_status(role, by_role.get(role)) for role in roles),
+    )
+
+
+def _status(role: str, item: Mapping[str, Any] | None) -> ContainerStatus:
+    if item is None:
+        return ContainerStatus(role=role, state="absent")
+    state = _STATES.get(item["State"], "exited")
+    exit_code = _EXIT_CODE.match(item["Status"]) if state == "exited" else None
+    return ContainerStatus(role=role, state=state, exit_code=int(exit_code[1]) if exit_code else None)
+
+
+def _address(owner: Mapping[str, Any]) -> str | None:
+    if owner["State"] != "running":
+        return None
+    networks = owner["NetworkSettings"]["Networks"] or {}
+    return next((network["IPAddress"] for network in networks.values() if network["IPAddress"]), None)
