@@ -94,14 +94,23 @@ class Catalog:
 def read_manifest(file: Path) -> ServerDefinition:
     """Raises: CatalogError with everything that is wrong in the file."""
     try:
-        document = yaml.load(file.read_bytes(), Loader=_Loader)  # noqa: S506 - a safe loader
-    except (OSError, yaml.YAMLError, UnicodeError) as error:
-        raise CatalogError([f"{file}: {error}"]) from error
+        return parse_manifest(file.read_bytes(), origin=str(file))
+    except OSError as error:
+        raise CatalogError([f"{file}: {error.strerror}"]) from error
+
+
+def parse_manifest(text: str | bytes, *, origin: str) -> ServerDefinition:
+    """A definition from YAML or JSON text; `origin` is what errors call the text. Raises: CatalogError."""
+    try:
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except yaml.YAMLError as error:
+        raise CatalogError([f"{origin}: {error}"]) from error
     try:
         return ServerDefinition.model_validate(document)
     except ValidationError as error:
-        entry = document.get("name") if isinstance(document, dict) else None
-        raise CatalogError([f"{file}: {entry or '(no name)'}: {text}" for text in describe_problems(error)]) from error
+        name = document.get("name") if isinstance(document, dict) else None
+        where = f"{origin}: {name or '(no name)'}"
+        raise CatalogError([f"{where}: {problem}" for problem in describe_problems(error)]) from error
 
 
 def describe_problems(error: ValidationError) -> Iterator[str]:
@@ -134,7 +143,7 @@ class _Loader(yaml.CSafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     "while reading a mapping", node.start_mark, f"found {key.value!r} twice", key.start_mark

@@ -5,6 +5,7 @@ No message here holds a value that came from the caller: any of them may be a cr
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -135,12 +136,7 @@ def read_value(server: str, property: str, schema: ConfigSchema, value: object) 
         case "array", list() | tuple():
             return [_read_item(server, f"{property}[{i}]", schema.items, item) for i, item in enumerate(value)]
         case "object", Mapping():
-            return {
-                _checked_text(server, property, str(name)): _read_item(
-                    server, f"{property}.{name}", (schema.properties or {}).get(str(name)), item
-                )
-                for name, item in value.items()
-            }
+            return _read_object(server, property, schema.properties or {}, value)
     raise OptionError(server, property, f"expected {_expected(schema)}, got {_kind_of(value)}")
 
 
@@ -155,8 +151,20 @@ def _read_item(server: str, where: str, schema: ConfigSchema | None, value: obje
         case list() | tuple():
             return [_read_item(server, where, None, item) for item in value]
         case Mapping():
-            return {str(name): _read_item(server, where, None, item) for name, item in value.items()}
+            return _read_object(server, where, {}, value)
     raise OptionError(server, where, f"got {_kind_of(value)}, which is no JSON")
+
+
+def _read_object(
+    server: str, where: str, properties: Mapping[str, ConfigSchema], value: Mapping[Any, object]
+) -> dict[str, JsonValue]:
+    """The names that the schema does not know are the caller's, so errors do not show them."""
+    return {
+        _checked_text(server, where, str(name)): _read_item(
+            server, f"{where}.{name}" if name in properties else where, properties.get(str(name)), item
+        )
+        for name, item in value.items()
+    }
 
 
 def _read_secret(server: str, option: SecretOption, value: object) -> str:
@@ -234,18 +242,21 @@ def _check_config(schema: ConfigSchema, server: str, config: Mapping[str, JsonVa
 
 
 def _raise_for(schema: ConfigSchema, server: str, error: ValidationError) -> NoReturn:
-    path = tuple(str(step) for step in error.absolute_path)
+    named = itertools.takewhile(lambda step: isinstance(step, str), error.absolute_path)
+    path = tuple(str(step) for step in named)
+    index = "".join(f"[{step}]" for step in list(error.absolute_path)[len(path) :] if isinstance(step, int))
     rule: Any = error.validator_value
     if error.validator == "required" and isinstance(error.instance, Mapping):
         missing = next(name for name in rule if name not in error.instance)
-        property = _required_below(schema, (*path, missing))[0]
-        option = schema.at((*path, missing))
+        leaf = _required_below(schema, (*path, missing))[0]
+        option = schema.at(leaf)
         what = f" ({option.description.rstrip('.')})" if option and option.description else ""
-        raise OptionError(server, property, f"is required{what}")
+        raise OptionError(server, names.config_property(leaf), f"is required{what}")
     if error.validator == "anyOf":
-        ways = [" and ".join(_required_below(schema, (*path, name))[0] for name in way["required"]) for way in rule]
+        leaves = [[_required_below(schema, (*path, name))[0] for name in way["required"]] for way in rule]
+        ways = [" and ".join(names.config_property(leaf) for leaf in way) for way in leaves]
         raise OptionError(server, None, f"needs {', or '.join(ways)}")
-    property = names.config_property(path)
+    property = names.config_property(path) + index
     match error.validator:
         case "enum":
             raise OptionError(server, property, f"expected one of: {', '.join(json.dumps(item) for item in rule)}")
@@ -259,12 +270,12 @@ def _raise_for(schema: ConfigSchema, server: str, error: ValidationError) -> NoR
             raise OptionError(server, property, f"breaks the rule {error.validator}: {json.dumps(rule)}")
 
 
-def _required_below(schema: ConfigSchema, path: tuple[str, ...]) -> list[str]:
-    """The properties that a caller must give so that `path` is present: itself, or what it requires inside."""
+def _required_below(schema: ConfigSchema, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The values that a caller must give so that `path` is present: itself, or what it requires inside."""
     inner = schema.at(path)
     if inner is None or not inner.properties:
-        return [names.config_property(path)]
-    return [p for name in inner.required or inner.properties for p in _required_below(schema, (*path, name))]
+        return [path]
+    return [leaf for name in inner.required or inner.properties for leaf in _required_below(schema, (*path, name))]
 
 
 def _unknown(server: str, name: str, properties: Sequence[str]) -> OptionError:
