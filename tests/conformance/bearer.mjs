@@ -1,7 +1,8 @@
 // Loaded into the suite's process with `node --import`: adds a bearer token to every request it sends.
 // The suite has no option for headers of one's own, and a proxy in between would hide what it probes the Host and
-// Origin headers for. Both the built-in fetch and undici's request go through the global dispatcher.
+// Origin headers for.
 
+import http from 'node:http';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 
@@ -15,8 +16,17 @@ function withBearer(headers) {
   return Object.fromEntries([...entries, ['authorization', authorization]]);
 }
 
+// The built-in fetch and undici's request both go through the global dispatcher.
 undici.setGlobalDispatcher(
   undici
     .getGlobalDispatcher()
     .compose((dispatch) => (options, handler) => dispatch({ ...options, headers: withBearer(options.headers) }, handler)),
 );
+
+// Some scenarios use node:http, because fetch does not let them send the header they want to try.
+const request = http.request;
+http.request = function (...args) {
+  const outgoing = request.apply(this, args);
+  outgoing.setHeader('authorization', authorization);
+  return outgoing;
+};

@@ -116,18 +116,23 @@ def run_server_scenarios(url: str, revision: str, *, results: Path, token: str |
 def run_client_scenario(command: str, scenario: str, revision: str, *, results: Path) -> Report:
     """Runs `command` with the address of the suite's mock server appended; the report has the one scenario.
 
-    Raises: SuiteError as `run_server_scenarios`.
+    Raises: SuiteError as `run_server_scenarios`, and when the command fails although every check passes.
     """
     options = ["client", "--command", command, "--scenario", scenario, "--spec-version", revision]
-    _run([*options, "--timeout", str(2 * SCENARIO_S * 1000)], results, token=None)
-    return _read(results)
+    exit_code = _run([*options, "--timeout", str(3 * SCENARIO_S * 1000)], results, token=None)
+    report = _read(results)
+    if exit_code != 0 and not report.failed():
+        stderr = "\n".join(file.read_text() for file in results.glob("*/stderr.txt"))
+        raise SuiteError(f"{command} failed or took too long:\n{stderr[-3000:]}")
+    return report
 
 
 def node() -> Path:
     return HOME / "node_modules" / ".bin" / "node"
 
 
-def _run(options: list[str], results: Path, token: str | None) -> None:
+def _run(options: list[str], results: Path, token: str | None) -> int:
+    """The exit code, which for server scenarios only repeats what the checks say."""
     results.mkdir(parents=True)
     with_token = ["--import", str(HOME / "bearer.mjs")] if token else []
     env = {"CONFORMANCE_SUITE": str(PACKAGE), "CONFORMANCE_BEARER_TOKEN": token} if token else {}
@@ -144,8 +149,7 @@ def _run(options: list[str], results: Path, token: str | None) -> None:
             start_new_session=True,
         )
         try:
-            # The exit code only repeats what the checks say.
-            process.wait(RUN_S)
+            return process.wait(RUN_S)
         except subprocess.TimeoutExpired:
             raise SuiteError(f"The suite did not finish within {RUN_S} s:\n{log.read_text()[-3000:]}") from None
         finally:
