@@ -17,6 +17,7 @@ from app.catalog import (
     RemoteRun,
     RenderedServer,
     ServerDefinition,
+    is_custom_key,
     render,
     render_custom,
 )
@@ -36,7 +37,6 @@ STDIO_BRIDGE = "/opt/sandgate/stdio-bridge"
 """Where the gateway's image keeps the program that becomes the entrypoint of image servers."""
 STDIO_DOOR_PORT = 49984
 
-_CUSTOM_PREFIX = "github/"
 _BRIDGE_IN_SERVER = "/.sandgate/stdio-bridge"
 _SOCKET_DIRECTORY = "/run/sandgate-server"
 _POD_START_S = 60.0
@@ -176,7 +176,7 @@ def plan_gateway(
 def check_known(keys: Iterable[str], catalog: Catalog) -> None:
     """Raises: InvalidRequest for the first key that neither is in the catalog nor names a repository."""
     for key in keys:
-        if not key.startswith(_CUSTOM_PREFIX):
+        if not is_custom_key(key):
             _find(key, catalog)
 
 
@@ -218,7 +218,7 @@ def _render(
     key: str, given: Mapping[str, Any], options: McpOptions, catalog: Catalog, blueprint: Blueprint
 ) -> RenderedServer:
     try:
-        if key.startswith(_CUSTOM_PREFIX):
+        if is_custom_key(key):
             return render_custom(key, given, github_url=blueprint.github_url)
         return render(_find(key, catalog), key, given, placement=options.placement.get(key))
     except OptionError as error:
@@ -243,13 +243,19 @@ def _socket_path(role: str) -> str:
 
 
 def _image_server(role: str, run: ImageRun) -> ContainerSpec:
+    limits = Limits(
+        memory_mib=run.limits.memory_mib or _SERVER_LIMITS.memory_mib,
+        cpus=run.limits.cpus or _SERVER_LIMITS.cpus,
+        pids=run.limits.pids or _SERVER_LIMITS.pids,
+    )
+    own = {f"{role}-{name}": path for name, _, path in (volume.partition(":") for volume in run.volumes)}
     return ContainerSpec(
         role=role,
         image=run.image,
-        limits=_SERVER_LIMITS,
+        limits=limits,
         entrypoint_prefix=(_BRIDGE_IN_SERVER, f"{_SOCKET_DIRECTORY}/stdio.sock", "--"),
         command=run.command or None,
         env=run.env,
-        volumes={role: _SOCKET_DIRECTORY},
+        volumes={role: _SOCKET_DIRECTORY, **own},
         user=run.user,
     )

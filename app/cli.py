@@ -1,0 +1,270 @@
+"""`sandgate`: start the server, look at it, and manage keys, catalog and images."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, TypeVar
+
+import docker
+import structlog
+import typer
+import uvicorn
+from docker.errors import DockerException
+from rich.console import Console
+from rich.table import Table
+
+from app.accounts import Accounts
+from app.catalog import describe
+from app.database import Database
+from app.doctor import diagnose
+from app.engines.images import ImageBuilder, ImageTags
+from app.engines.installation import install_engine
+from app.engines.progress import BuildDisplay
+from app.errors import SandgateError
+from app.main import (
+    database_url,
+    ensure_first_key,
+    make_app,
+    make_catalog,
+    make_vault,
+    public_url,
+    sandbox_images,
+)
+from app.sandboxes.store import Store
+from app.settings import ROOT, Settings
+
+T = TypeVar("T")
+
+# Clients keep idle connections for up to 300 s (E2B SDKs); the server must not be the one to close them first.
+_KEEP_ALIVE_S = 310
+_SHUTDOWN_S = 5
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="A sandbox and every MCP server behind one URL.")
+keys = typer.Typer(no_args_is_help=True, help="API keys, and the key that encrypts what is stored.")
+catalog = typer.Typer(no_args_is_help=True, help="MCP servers that can be named in `mcp`.")
+images = typer.Typer(no_args_is_help=True, help="The images sandboxes are made of.")
+app.add_typer(keys, name="keys")
+app.add_typer(catalog, name="catalog")
+app.add_typer(images, name="images")
+
+_console = Console(stderr=True, highlight=False)
+_out = Console(highlight=False)
+
+
+def main() -> None:
+    with _errors_for_people():
+        app()
+
+
+@app.command()
+def serve(
+    setup: Annotated[
+        bool, typer.Option("--setup", help="First make sure that a Docker Engine runs and the images are there.")
+    ] = False,
+) -> None:
+    """Serve the API and sandbox traffic."""
+    settings = Settings()
+    if setup:
+        _ensure_engine(settings)
+        _ensure_images(settings)
+    _configure_logging()
+    config = uvicorn.Config(
+        make_app(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
+    asyncio.run(_serve(uvicorn.Server(config), settings))
+
+
+@app.command()
+def doctor() -> None:
+    """Check what Sandgate needs, and say what to do about what is missing."""
+    findings = asyncio.run(diagnose(Settings()))
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[red]failed[/]"
+        table.add_row(mark, f"[bold]{finding.subject}[/]", finding.message)
+        if finding.remedy:
+            table.add_row("", "", f"[yellow]→ {finding.remedy}[/]")
+    _out.print(table)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@keys.command("create")
+def create_key(name: Annotated[str, typer.Argument(help="To tell it from others later.")]) -> None:
+    """Make an API key of the default team and print it, once."""
+
+    async def create(database: Database) -> str:
+        accounts = Accounts(database)
+        team = await accounts.default_team() or await accounts.create_team("default")
+        return await accounts.create_key(team, name)
+
+    _out.print(_with_database(create))
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Show the API keys, without the keys themselves."""
+    table = Table("id", "name", "ends in", "created", box=None)
+    for key in _with_database(lambda database: Accounts(database).list_keys()):
+        table.add_row(key.id, key.name, key.hint, f"{key.created_at:%Y-%m-%d %H:%M} UTC")
+    _out.print(table)
+
+
+@keys.command("delete")
+def delete_key(key_id: Annotated[str, typer.Argument(help="From `sandgate keys list`.")]) -> None:
+    """Delete an API key; requests with it are refused from then on."""
+    if not _with_database(lambda database: Accounts(database).delete_key(key_id)):
+        raise SandgateError(f"There is no key {key_id}. `sandgate keys list` shows all.")
+
+
+@keys.command("rotate-encryption")
+def rotate_encryption() -> None:
+    """Encrypt everything stored with a fresh key and forget the old one. Stop the server first."""
+    vault = make_vault(Settings())
+    vault.add_key()
+    renewed = _with_database(lambda database: Store(database, vault).renew_secrets())
+    vault.forget_old_keys()
+    _out.print(f"{renewed} stored secrets encrypted anew.")
+
+
+@catalog.command("list")
+def list_catalog() -> None:
+    """Show the MCP servers that can be named in `mcp`."""
+    table = Table("key", "runs in", "required", "what it is", box=None)
+    for item in map(describe, make_catalog(Settings())):
+        required = item["required"]
+        needed = ", ".join(map(str, required)) if isinstance(required, list) else ""
+        table.add_row(str(item["key"]), str(item["placement"]), needed, str(item["title"]))
+    _out.print(table)
+
+
+@images.command("build")
+def build_images() -> None:
+    """Build the sandbox images that are missing."""
+    settings = Settings()
+    _ensure_engine(settings)
+    tags = _ensure_images(settings)
+    for tag in (tags.base, tags.workspace, tags.gateway):
+        _out.print(tag)
+
+
+async def _serve(server: uvicorn.Server, settings: Settings) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(server.serve(), name="serve")
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.02)
+        if server.started:
+            key = (settings.home / "api-key").read_text().strip()
+            _console.print(_welcome(public_url(settings), key, settings), soft_wrap=True)
+    if not server.started:
+        raise SandgateError(f"Could not serve on {settings.host}:{settings.port}; the reason is above.")
+
+
+def _welcome(url: str, key: str, settings: Settings) -> str:
+    key_file = settings.home / "api-key"
+    return f"""
+[bold green]Sandgate is ready[/] at {url} — API at {url}/docs, key in {key_file}
+
+[bold]1.[/] Create a sandbox with three MCP servers:
+
+curl -s {url}/v2/sandboxes -H "X-API-KEY: $(cat {key_file})" -H 'Content-Type: application/json' \\
+  -d '{{"timeout": 3600, "mcp": {{"time": {{}}, "fetch": {{}}, "git": {{}}}}}}' | tee /tmp/sandbox.json
+
+[bold]2.[/] Attach Claude Code (or any MCP client) to it:
+
+claude mcp add --transport http sandgate "$(jq -r .mcp.url /tmp/sandbox.json)" \\
+  --header "Authorization: Bearer $(jq -r .mcp.token /tmp/sandbox.json)"
+
+E2B SDKs: export E2B_API_KEY=$(cat {key_file}) E2B_API_URL={url} E2B_SANDBOX_URL={url}
+"""
+
+
+def _ensure_engine(settings: Settings) -> None:
+    if not _engine_answers():
+        install_engine(_console.print, answers=_engine_answers, log_file=settings.home / "dockerd.log")
+
+
+def _engine_answers() -> bool:
+    try:
+        client = docker.from_env(timeout=5)
+        try:
+            return bool(client.ping())
+        finally:
+            client.close()
+    except DockerException:
+        return False
+
+
+def _ensure_images(settings: Settings) -> ImageTags:
+    client = docker.from_env(timeout=600)
+    try:
+        builder = ImageBuilder(
+            client, ROOT / "sandbox_images", base_image=settings.base_image, ca_bundle=settings.ca_bundle
+        )
+        if not builder.missing():
+            return sandbox_images(settings)
+        with BuildDisplay(_console) as display:
+            return builder.build(display.report)
+    finally:
+        client.close()
+
+
+def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
+    async def run() -> T:
+        settings = Settings()
+        settings.home.mkdir(parents=True, exist_ok=True)
+        database = Database(database_url(settings))
+        try:
+            await database.migrate()
+            await ensure_first_key(Accounts(database), settings.home)
+            return await work(database)
+        finally:
+            await database.aclose()
+
+    return asyncio.run(run())
+
+
+def _configure_logging() -> None:
+    """One JSON object a line on stderr, for our events and those of the libraries (warnings and worse)."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, renderer], logger_factory=structlog.PrintLoggerFactory(sys.stderr), cache_logger_on_first_use=True
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+@contextmanager
+def _errors_for_people() -> Iterator[None]:
+    try:
+        yield
+    except SandgateError as error:
+        _console.print(f"[red]{error}[/]", markup=True)
+        sys.exit(1)

@@ -1,0 +1,217 @@
+"""From requests to plans: which containers, which gateway configuration, which refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.catalog import Catalog
+from app.engines.interface import ContainerSpec, File, Limits
+from app.errors import InvalidRequest, NotFound
+from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord, PodSecrets
+from app.sandboxes.planning import (
+    Blueprint,
+    SandboxPlan,
+    check_known,
+    make_gateway_config,
+    make_pod_spec,
+    plan_sandbox,
+)
+
+BLUEPRINT = Blueprint(
+    workspace_image="workspace:1",
+    gateway_image="gateway:1",
+    workspace_limits=Limits(memory_mib=512, cpus=1.0, pids=100),
+    server_start_timeout_s=30,
+    github_url="https://git.example",
+)
+POD = PodRecord(
+    id="p1",
+    sandbox_id="i1",
+    secrets=PodSecrets(agent_token="agent-token", gateway_token="gateway-token", stdio_token="stdio-token"),
+)
+IMAGE_SERVER = """
+name: shot
+title: Shot
+description: Takes pictures.
+type: server
+image: acme/shot:1
+category: test
+secrets:
+  - {name: shot.api_key, env: SHOT_API_KEY, description: Key., required: true}
+"""
+REMOTE_SERVER = """
+name: docs
+title: Docs
+description: Finds pages.
+type: remote
+category: test
+remote:
+  url: https://docs.example/mcp
+  transport_type: streamable-http
+  headers:
+    Authorization: Bearer ${DOCS_TOKEN}
+secrets:
+  - {name: docs.token, env: DOCS_TOKEN, description: Token., required: true}
+"""
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    own = tmp_path_factory.mktemp("servers")
+    (own / "shot.yaml").write_text(IMAGE_SERVER)
+    (own / "docs.yaml").write_text(REMOTE_SERVER)
+    return Catalog.load(Path("catalog/servers"), own)
+
+
+def plan(catalog: Catalog, **request: object) -> SandboxPlan:
+    return plan_sandbox(CreateSandbox(timeout_s=60, **request), catalog, BLUEPRINT)  # type: ignore[arg-type]
+
+
+def roles(planned: SandboxPlan) -> list[str]:
+    return [container.role for container in planned.containers]
+
+
+def test_a_sandbox_without_servers_is_one_workspace_container(catalog: Catalog) -> None:
+    planned = plan(catalog, template="base")
+    assert roles(planned) == ["workspace"]
+    assert planned.gateway is None
+
+
+@pytest.mark.parametrize("mcp", [None, {}])
+def test_the_gateway_template_has_a_gateway_also_without_servers(
+    catalog: Catalog, mcp: dict[str, object] | None
+) -> None:
+    planned = plan(catalog, template="mcp-gateway", mcp=mcp)
+    assert roles(planned) == ["gateway", "workspace"]
+    assert planned.gateway is not None
+    assert planned.gateway.servers == ()
+
+
+def test_the_gateway_owns_the_network_whatever_the_template(catalog: Catalog) -> None:
+    assert roles(plan(catalog, template="base", mcp={"time": {}}))[0] == "gateway"
+
+
+def test_only_the_workspace_may_gain_privileges_and_none_may_touch_the_network_stack(catalog: Catalog) -> None:
+    planned = plan(catalog, template="mcp-gateway", mcp={"time": {}, "shot": {"apiKey": "k"}})
+    assert [container.role for container in planned.containers if container.new_privileges] == ["workspace"]
+    for container in planned.containers:
+        assert not {"NET_RAW", "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"} & set(container.capabilities)
+
+
+def test_an_image_server_gets_its_own_container_and_its_own_credentials(catalog: Catalog) -> None:
+    planned = plan(catalog, template="mcp-gateway", mcp={"time": {}, "shot": {"apiKey": "k-123456"}})
+    gateway, workspace, shot = planned.containers
+    assert shot == ContainerSpec(
+        role="server-0",
+        image="acme/shot:1",
+        limits=Limits(memory_mib=1024, cpus=1.0, pids=256),
+        entrypoint_prefix=("/.sandgate/stdio-bridge", "/run/sandgate-server/stdio.sock", "--"),
+        env={"SHOT_API_KEY": "k-123456"},
+        volumes={"server-0": "/run/sandgate-server"},
+    )
+    assert gateway.volumes == {"server-0": "/run/servers/server-0"}
+    assert workspace.volumes == {}
+    assert planned.gateway is not None
+    assert planned.gateway.servers[1]["transport"] == {"type": "socket", "path": "/run/servers/server-0/stdio.sock"}
+    assert planned.server_of_image("acme/shot:1") == "shot"
+
+
+def test_a_remote_server_gets_its_credential_as_a_header(catalog: Catalog) -> None:
+    planned = plan(catalog, template="mcp-gateway", mcp={"docs": {"token": "t-123456"}})
+    assert planned.gateway is not None
+    (server,) = planned.gateway.servers
+    assert server["transport"] == {
+        "type": "http",
+        "url": "https://docs.example/mcp",
+        "headers": {"Authorization": "Bearer t-123456"},
+    }
+
+
+def test_placement_can_be_overridden(catalog: Catalog) -> None:
+    request = {"template": "mcp-gateway", "mcp": {"time": {}}}
+    here = plan(catalog, **request).gateway
+    there = plan(catalog, **request, mcp_options=McpOptions(placement={"time": "workspace"})).gateway
+    assert here is not None
+    assert there is not None
+    assert here.servers[0]["transport"]["type"] == "stdio"
+    assert there.servers[0]["transport"]["type"] == "workspace"
+
+
+def test_a_custom_server_is_cloned_and_run_in_the_workspace(catalog: Catalog) -> None:
+    key = "github/acme/tool"
+    planned = plan(catalog, template="mcp-gateway", mcp={key: {"runCmd": "./run", "installCmd": "make"}})
+    assert planned.gateway is not None
+    (server,) = planned.gateway.servers
+    assert server["name"] == key
+    assert server["transport"]["type"] == "workspace"
+    assert server["transport"]["repository"] == "https://git.example/acme/tool"
+    assert server["transport"]["install"] == "make"
+
+
+def test_no_secret_is_in_the_text_of_a_plan(catalog: Catalog) -> None:
+    planned = plan(catalog, template="mcp-gateway", mcp={"docs": {"token": "t-123456"}, "shot": {"apiKey": "k-123456"}})
+    text = repr(planned) + repr(make_pod_spec(planned, POD, b"bridge"))
+    for secret in ("t-123456", "k-123456", "agent-token", "gateway-token", "stdio-token"):
+        assert secret not in text
+
+
+def test_control_tokens_are_files_that_only_their_own_container_gets(catalog: Catalog) -> None:
+    planned = plan(catalog, template="mcp-gateway", mcp={"shot": {"apiKey": "k"}})
+    spec = make_pod_spec(planned, POD, b"bridge")
+    files = {container.role: container.files for container in spec.containers}
+    assert files == {
+        "gateway": (File(path="/run/sandgate/gateway-control-token", content=b"gateway-token"),),
+        "workspace": (File(path="/run/sandgate/agent-control-token", content=b"agent-token"),),
+        "server-0": (File(path="/.sandgate/stdio-bridge", content=b"bridge", mode=0o555),),
+    }
+    assert spec.labels == {"sandgate.sandbox": "i1"}
+
+
+def test_the_gateway_is_told_tokens_naming_and_where_the_stdio_door_is(catalog: Catalog) -> None:
+    planned = plan(catalog, template="mcp-gateway", mcp={"time": {}})
+    assert planned.gateway is not None
+    config = make_gateway_config(planned.gateway, McpOptions(naming="always"), POD, ["t1", "t2"])
+    assert config["tokens"] == ["t1", "t2"]
+    assert config["naming"] == "always"
+    assert config["stdioDoor"] == {"host": "127.0.0.1", "port": 49984, "token": "stdio-token"}
+    assert [server["name"] for server in config["servers"]] == ["time"]
+
+
+def test_internet_access_is_open_unless_shut(catalog: Catalog) -> None:
+    assert plan(catalog, template="base").egress
+    assert plan(catalog, template="base", allow_internet_access=True).egress
+    assert not plan(catalog, template="base", allow_internet_access=False).egress
+
+
+def test_an_unknown_template_is_not_found(catalog: Catalog) -> None:
+    with pytest.raises(NotFound, match="'nonsense'.*base, mcp-gateway"):
+        plan(catalog, template="nonsense")
+
+
+def test_an_unknown_server_is_named_with_its_nearest_match(catalog: Catalog) -> None:
+    with pytest.raises(InvalidRequest, match="Failed to start MCP gateway: .*'tiem'.*Did you mean 'time'"):
+        plan(catalog, template="mcp-gateway", mcp={"tiem": {}})
+
+
+def test_a_missing_credential_is_named_with_its_server(catalog: Catalog) -> None:
+    with pytest.raises(InvalidRequest, match=r"shot.*apiKey"):
+        plan(catalog, template="mcp-gateway", mcp={"shot": {}})
+
+
+def test_a_value_of_the_wrong_type_is_refused_without_being_repeated(catalog: Catalog) -> None:
+    with pytest.raises(InvalidRequest, match=r"shot.*apiKey") as refusal:
+        plan(catalog, template="mcp-gateway", mcp={"shot": {"apiKey": ["sesame-1234"]}})
+    assert "sesame" not in refusal.value.message
+
+
+def test_placement_of_a_server_that_is_not_asked_for_is_refused(catalog: Catalog) -> None:
+    with pytest.raises(InvalidRequest, match="'git'"):
+        plan(catalog, template="mcp-gateway", mcp={}, mcp_options=McpOptions(placement={"git": "gateway"}))
+
+
+def test_a_pull_checks_that_servers_are_known(catalog: Catalog) -> None:
+    check_known(["time", "github/acme/tool"], catalog)
+    with pytest.raises(InvalidRequest, match="'nope'"):
+        check_known(["time", "nope"], catalog)
