@@ -1,0 +1,159 @@
+"""Real servers on loopback for the edge's tests: uvicorn in a thread, and raw TCP where a pod must misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import ssl
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+T = TypeVar("T")
+BOUND_S = 10.0
+
+_ADDRESSES = (f"127.{20 + os.getpid() % 200}.{os.getpid() // 200 % 250}.{last}" for last in itertools.count(2))
+
+
+def new_address() -> str:
+    """A loopback address of this test run's own: a pod's ports are part of the protocol and the same everywhere."""
+    return next(_ADDRESSES)
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    sandbox_id: str
+    address: str | None
+    access_token: str = "token"
+
+
+class Pods(dict[str, Pod]):
+    """A directory of sandboxes."""
+
+    def add(self, pod: Pod) -> Pod:
+        self[pod.sandbox_id] = pod
+        return pod
+
+    def find(self, sandbox_id: str) -> Pod | None:
+        return self.get(sandbox_id)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values())
+
+
+class Serving:
+    """A uvicorn server in a thread of its own."""
+
+    def __init__(self, app: ASGIApp, host: str, port: int, **options: Any) -> None:
+        config = uvicorn.Config(
+            app, host, port, access_log=False, server_header=False, date_header=False, log_config=None, **options
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, name=f"server on {host}", daemon=True)
+        self.host = host
+        self.port = port
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def start(self) -> None:
+        self._thread.start()
+        ready = threading.Event()
+        bound = BOUND_S
+        while not self._server.started and self._thread.is_alive() and bound > 0:
+            ready.wait(0.005)
+            bound -= 0.005
+        assert self._server.started
+        if self.port == 0:
+            self.port = self._server.servers[0].sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(BOUND_S)
+        assert not self._thread.is_alive()
+
+
+@contextmanager
+def serving(app: ASGIApp, host: str = "127.0.0.1", port: int = 0, **options: Any) -> Iterator[Serving]:
+    server = Serving(app, host, port, **options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def talking(conversation: Conversation, address: str, port: int) -> AsyncIterator[list[Exception]]:
+    """A raw TCP server. The list holds what conversations raised."""
+    failures: list[Exception] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await conversation(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            failures.append(error)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(connected, address, port)
+    try:
+        yield failures
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Returns once the condition holds."""
+    async with asyncio.timeout(BOUND_S):
+        while not condition():  # noqa: ASYNC110 - the condition lives in another thread
+            await asyncio.sleep(0.005)
+
+
+async def read_body(receive: Receive) -> bytes:
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+async def answer(
+    send: Send, body: bytes = b"", *, status: int = 200, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers or []})
+    await send({"type": "http.response.body", "body": body})
+
+
+def with_lifespan(
+    on_http: Callable[[Scope, Receive, Send], Awaitable[None]],
+) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """An application that answers uvicorn's lifespan messages, and everything else by `on_http`."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await on_http(scope, receive, send)
+            return
+        message: Message = {"type": ""}
+        while message["type"] != "lifespan.shutdown":
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+
+    return app
+
+
+def trusting(ca_file: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=ca_file)
