@@ -110,15 +110,15 @@ def parse_manifest(text: str | bytes, *, origin: str) -> ServerDefinition:
     except ValidationError as error:
         name = document.get("name") if isinstance(document, dict) else None
         where = f"{origin}: {name or '(no name)'}"
-        raise CatalogError([f"{where}: {problem}" for problem in describe_problems(error)]) from error
+        problems = [f"{where}: {field}: {what}" if field else f"{where}: {what}" for field, what in problems_of(error)]
+        raise CatalogError(problems) from error
 
 
-def describe_problems(error: ValidationError) -> Iterator[str]:
-    """Each problem as `field: what is wrong`."""
+def problems_of(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """Each problem as its field and what is wrong with it."""
     for problem in error.errors(include_input=False, include_url=False):
         path = [str(step) for step in problem["loc"]]
-        field = ".".join([*path, *filter(None, [problem.get("ctx", {}).get("field")])])
-        yield f"{field}: {problem['msg']}" if field else problem["msg"]
+        yield ".".join([*path, *filter(None, [problem.get("ctx", {}).get("field")])]), problem["msg"]
 
 
 def _index(entries: list[Entry]) -> dict[str, Entry]:

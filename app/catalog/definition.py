@@ -194,8 +194,8 @@ class ServerDefinition(_Part):
     limits: Limits = Limits()
     user: str | None = None
     """User (and group) an image server runs as."""
-    volumes: Items[Text] = ()
-    """`<volume>:<path>` of an image server."""
+    volumes: Items[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*:/[^:]+$")]] = ()
+    """`<name>:<path>` of an image server: storage that belongs to the sandbox. Never a path of the host."""
     disable_network: bool = False
     long_lived: bool = False
     dynamic: Dynamic = Dynamic()
@@ -205,6 +205,8 @@ class ServerDefinition(_Part):
     homepage: HttpUrl | None = None
     license: str | None = None
     """SPDX expression."""
+    annotations: Mapping[str, JsonValue] = {}
+    """Further facts for people and programs; Sandgate does not act on them."""
     verified: bool = False
     """Whether this version was started and its tools listed by Sandgate's own tests."""
 
@@ -298,7 +300,6 @@ class ServerDefinition(_Part):
     def _texts(self) -> Iterator[tuple[str, str]]:
         """Every text with templates but `env`, with its field."""
         yield from (("command", item) for item in self.command)
-        yield from (("volumes", item) for item in self.volumes)
         if self.cwd is not None:
             yield "cwd", self.cwd
         if self.user is not None:

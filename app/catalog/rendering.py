@@ -44,7 +44,7 @@ class ImageRun:
     env: Mapping[str, str] = field(repr=False)
     user: str | None = None
     volumes: tuple[str, ...] = ()
-    """`<volume>:<path>`"""
+    """`<name>:<path>`, storage that belongs to the sandbox."""
     limits: Limits = Limits()
     disable_network: bool = False
 
@@ -87,7 +87,7 @@ def render(
             command=templates.evaluate_items(definition.command, context, env),
             env=env,
             user=_optional(definition.user, context, env),
-            volumes=tuple(v for v in templates.evaluate_items(definition.volumes, context, env) if v),
+            volumes=definition.volumes,
             limits=definition.limits,
             disable_network=definition.disable_network,
         )

@@ -52,10 +52,10 @@ type: server
 image: example/shot@sha256:abc
 command: [--out, "{{shot.out}}"]
 user: "{{shot.user}}"
-volumes: ["{{shot.cache|mount_as:/cache}}", shot-data:/data]
+volumes: [shot-data:/data]
 disableNetwork: true
 limits: {memoryMib: 256}
-config: {properties: {out: {type: string, default: /data}, user: {type: string}, cache: {type: string}}}
+config: {properties: {out: {type: string, default: /data}, user: {type: string}}}
 """)
 REMOTE = definition("""
 name: docs
