@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import docker
@@ -18,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from app.accounts import Accounts
+from app.build_display import BuildDisplay
 from app.catalog import describe
 from app.database import Database
 from app.doctor import diagnose
 from app.engines.images import ImageBuilder, ImageTags
 from app.engines.installation import install_engine
-from app.engines.progress import BuildDisplay
 from app.errors import SandgateError
 from app.main import (
     database_url,
@@ -84,7 +86,10 @@ def serve(
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
-    asyncio.run(_serve(uvicorn.Server(config), settings))
+    server = _Server(config, settings)
+    server.run()
+    if not server.started:
+        raise SandgateError(f"Could not serve on {settings.host}:{settings.port}; the reason is above.")
 
 
 @app.command()
@@ -161,34 +166,37 @@ def build_images() -> None:
         _out.print(tag)
 
 
-async def _serve(server: uvicorn.Server, settings: Settings) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        serving = tasks.create_task(server.serve(), name="serve")
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.02)
-        if server.started:
-            key = (settings.home / "api-key").read_text().strip()
-            _console.print(_welcome(public_url(settings), key, settings), soft_wrap=True)
-    if not server.started:
-        raise SandgateError(f"Could not serve on {settings.host}:{settings.port}; the reason is above.")
+class _Server(uvicorn.Server):
+    """Tells how to begin, once requests are served."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            _console.print(_welcome(public_url(self._settings), self._settings.home / "api-key"), soft_wrap=True)
 
 
-def _welcome(url: str, key: str, settings: Settings) -> str:
-    key_file = settings.home / "api-key"
+def _welcome(url: str, key_file: Path) -> str:
     return f"""
-[bold green]Sandgate is ready[/] at {url} — API at {url}/docs, key in {key_file}
+[bold green]Sandgate is ready[/] at {url} (API: {url}/docs, key: {key_file})
 
-[bold]1.[/] Create a sandbox with three MCP servers:
+[bold]A sandbox with three MCP servers:[/]
 
-curl -s {url}/v2/sandboxes -H "X-API-KEY: $(cat {key_file})" -H 'Content-Type: application/json' \\
-  -d '{{"timeout": 3600, "mcp": {{"time": {{}}, "fetch": {{}}, "git": {{}}}}}}' | tee /tmp/sandbox.json
+read -r MCP_URL MCP_TOKEN < <(curl -s {url}/v2/sandboxes -H "X-API-KEY: $(cat {key_file})" \\
+  -H 'Content-Type: application/json' -d '{{"timeout": 3600, "mcp": {{"time": {{}}, "fetch": {{}}, "git": {{}}}}}}' |
+  python3 -c 'import json, sys; a = json.load(sys.stdin); m = a.get("mcp") or sys.exit(a["message"])
+print(m["url"], m["token"])')
 
-[bold]2.[/] Attach Claude Code (or any MCP client) to it:
+[bold]Claude Code with all of them:[/]
 
-claude mcp add --transport http sandgate "$(jq -r .mcp.url /tmp/sandbox.json)" \\
-  --header "Authorization: Bearer $(jq -r .mcp.token /tmp/sandbox.json)"
+claude mcp add --transport http sandgate "$MCP_URL" --header "Authorization: Bearer $MCP_TOKEN"
 
-E2B SDKs: export E2B_API_KEY=$(cat {key_file}) E2B_API_URL={url} E2B_SANDBOX_URL={url}
+[bold]The E2B SDKs:[/]
+
+export E2B_API_KEY=$(cat {key_file}) E2B_API_URL={url} E2B_SANDBOX_URL={url}
 """
 
 
@@ -249,7 +257,9 @@ def _configure_logging() -> None:
         structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     )
     structlog.configure(
-        processors=[*shared, renderer], logger_factory=structlog.PrintLoggerFactory(sys.stderr), cache_logger_on_first_use=True
+        processors=[*shared, renderer],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler()
     handler.setFormatter(

@@ -1,4 +1,4 @@
-"""What an operator may set, by environment variables with the prefix `SANDGATE_`. Read in `app.main` and `app.cli` only."""
+"""What an operator may set, by environment variables that begin with `SANDGATE_`. Read where the parts are built."""
 
 from __future__ import annotations
 

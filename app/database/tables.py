@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+
 from sqlalchemy import (
     JSON,
     Boolean,
@@ -56,7 +57,7 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("team_id", ForeignKey("teams.id"), nullable=False, index=True),
+    Column("team_id", String(32), ForeignKey("teams.id"), nullable=False, index=True),
     Column("name", String(120), nullable=False),
     Column("key_hash", String(64), nullable=False, unique=True),
     Column("hint", String(16), nullable=False),
@@ -67,7 +68,7 @@ sandboxes = Table(
     "sandboxes",
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("team_id", ForeignKey("teams.id"), nullable=False, index=True),
+    Column("team_id", String(32), ForeignKey("teams.id"), nullable=False, index=True),
     Column("template", String(120), nullable=False),
     Column("status", String(16), nullable=False),
     Column("target", String(16), nullable=False),
@@ -81,19 +82,18 @@ sandboxes = Table(
     Column("has_gateway", Boolean, nullable=False),
     Column("cpus", Integer, nullable=False),
     Column("memory_mib", Integer, nullable=False),
-    Column("naming", String(16), nullable=False),
     Column("secrets_encrypted", Text),
     Index(None, "status", "target"),
     Index(None, "target", "ends_at"),
 )
 """`status` is where the sandbox is, `target` where it should be; only the reconciler moves `status` after the insert.
-`secrets_encrypted` (access token, environment, MCP token, the caller's MCP map) is emptied when the sandbox stops."""
+`secrets_encrypted` (access token, environment, MCP tokens, the caller's MCP map) is emptied when the sandbox stops."""
 
 pods = Table(
     "pods",
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("sandbox_id", ForeignKey("sandboxes.id"), index=True),
+    Column("sandbox_id", String(32), ForeignKey("sandboxes.id"), index=True),
     Column("created_at", Moment, nullable=False),
     Column("secrets_encrypted", Text, nullable=False),
 )
