@@ -165,10 +165,17 @@ class Connection(asyncio.Protocol):
 
     # What the parser calls
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._keep_alive = False  # a second response, which nobody asked for
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
+        if self._head is None:  # later ones are trailers, or those of a surplus response
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._head is not None:
+            return
         parser = cast(HttpResponseParser, self._parser)
         status = parser.get_status_code()
         if status < 200:
@@ -184,9 +191,11 @@ class Connection(asyncio.Protocol):
         self._ends_with_connection = status not in (204, 304) and not any(map(_ends_body, self._headers))
 
     def on_body(self, data: bytes) -> None:
-        if not self._complete:
-            self._chunks.append(data)
-            self._buffered += len(data)
+        if self._complete:
+            self._keep_alive = False  # a body after the answer to HEAD
+            return
+        self._chunks.append(data)
+        self._buffered += len(data)
 
     def on_message_complete(self) -> None:
         if self._head is not None and not self._complete:

@@ -98,20 +98,26 @@ Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[
 async def talking(conversation: Conversation, address: str, port: int) -> AsyncIterator[list[Exception]]:
     """A raw TCP server. The list holds what conversations raised."""
     failures: list[Exception] = []
+    open_now: dict[asyncio.Task[None] | None, asyncio.StreamWriter] = {}
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_now[asyncio.current_task()] = writer
         try:
             await conversation(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             failures.append(error)
         finally:
             writer.close()
+            del open_now[asyncio.current_task()]
 
     server = await asyncio.start_server(connected, address, port)
     try:
         yield failures
     finally:
         server.close()
+        for writer in open_now.values():
+            writer.transport.abort()
+        await until(lambda: not open_now)
         await server.wait_closed()
 
 

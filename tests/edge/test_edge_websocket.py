@@ -1,0 +1,215 @@
+"""WebSockets through the edge, with real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import threading
+
+import aiohttp
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
+
+from tests.edge.conftest import DOMAIN, Front, to
+from tests.edge.serving import Pod, new_address, talking, until
+
+
+def ws(front: Front, path: str = "/") -> str:
+    return front.url.replace("http", "ws") + path
+
+
+class Echo:
+    """Echoes messages; closes with the code in a message `close <code> <reason>`."""
+
+    def __init__(self) -> None:
+        self.scope: Scope = {}
+        self.disconnected: list[tuple[int, str | None]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            for step in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{step}.complete"})
+            return
+        self.scope = scope
+        await receive()
+        subprotocol = scope["subprotocols"][-1] if scope["subprotocols"] else None
+        headers = [(b"set-cookie", b"a=1")]
+        await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                self.disconnected.append((message["code"], message.get("reason")))
+                return
+            text = message.get("text")
+            if text is not None and text.startswith("close "):
+                _, code, reason = text.split(" ")
+                await send({"type": "websocket.close", "code": int(code), "reason": reason})
+                return
+            await send({"type": "websocket.send", "text": text, "bytes": message.get("bytes")})
+
+
+async def test_messages_of_both_kinds_pass_in_both_directions(front: Front) -> None:
+    echo = Echo()
+    pod = front.sandbox(echo, port=8888)
+    async with connect(ws(front, "/a%2Fb?x=1"), additional_headers=to(pod, 8888), proxy=None, max_size=None) as client:
+        for message in ("text ä", b"\x00\xff", "", b"", "x" * 1_000_000, bytes(5_000_000)):
+            await client.send(message)
+            assert await client.recv() == message
+    assert echo.scope["raw_path"] == b"/a%2Fb"
+    assert echo.scope["query_string"] == b"x=1"
+
+
+async def test_the_handshakes_headers_and_subprotocol_pass(front: Front) -> None:
+    echo = Echo()
+    pod = front.sandbox(echo, port=8888)
+    headers = to(pod, 8888) | {"Authorization": "Bearer x", "Cookie": "c=1", "Origin": "https://app.test"}
+    offered = [Subprotocol("one"), Subprotocol("two")]
+    async with connect(ws(front), additional_headers=headers, subprotocols=offered, proxy=None) as client:
+        assert client.subprotocol == "two"
+        assert client.response is not None
+        assert client.response.headers.get_all("set-cookie") == ["a=1"]
+    seen = dict(echo.scope["headers"])
+    assert echo.scope["subprotocols"] == ["one", "two"]
+    assert seen[b"authorization"] == b"Bearer x"
+    assert seen[b"cookie"] == b"c=1"
+    assert seen[b"origin"] == b"https://app.test"
+    assert seen[b"host"] == f"127.0.0.1:{front.server.port}".encode()
+    assert [name for name, _ in echo.scope["headers"]].count(b"host") == 1
+
+
+async def test_the_host_label_routes_a_websocket(front: Front) -> None:
+    pod = front.sandbox(Echo(), port=8888)
+    host = f"8888-{pod.sandbox_id}.{DOMAIN}"
+    async with aiohttp.ClientSession() as session, session.ws_connect(front.url, headers={"Host": host}) as client:
+        await client.send_str("hello")
+        assert await client.receive_str() == "hello"
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1000, "done"), (1001, "away"), (3000, "own"), (4999, "last")])
+async def test_the_pods_close_code_reaches_the_client(front: Front, code: int, reason: str) -> None:
+    pod = front.sandbox(Echo(), port=8888)
+    async with connect(ws(front), additional_headers=to(pod, 8888), proxy=None) as client:
+        await client.send(f"close {code} {reason}")
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.recv()
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (code, reason)
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "bye"), (4321, "own")])
+async def test_the_clients_close_code_reaches_the_pod(front: Front, code: int, reason: str) -> None:
+    echo = Echo()
+    pod = front.sandbox(echo, port=8888)
+    async with connect(ws(front), additional_headers=to(pod, 8888), proxy=None) as client:
+        await client.close(code, reason)
+    await until(lambda: echo.disconnected)
+    assert echo.disconnected == [(code, reason)]
+
+
+async def test_a_client_that_is_lost_is_not_reported_as_closed_in_order(front: Front) -> None:
+    echo = Echo()
+    pod = front.sandbox(echo, port=8888)
+    async with connect(ws(front), additional_headers=to(pod, 8888), proxy=None) as client:
+        client.transport.abort()
+        await until(lambda: echo.disconnected)
+    assert echo.disconnected[0][1] is None  # uvicorn's sign of a lost connection
+
+
+async def test_a_pod_that_is_lost_is_a_bad_gateway(front: Front) -> None:
+    accepted = threading.Event()
+
+    async def handshake_then_hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        key = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accept_for(key.partition(b": ")[2]) + b"\r\n\r\n"
+        )
+        await writer.drain()
+        await asyncio.to_thread(accepted.wait, 10)
+
+    pod = front.pods.add(Pod("ilost", new_address()))
+    assert pod.address
+    async with (
+        talking(handshake_then_hang_up, pod.address, 8888),
+        connect(ws(front), additional_headers=to(pod, 8888), proxy=None) as client,
+    ):
+        accepted.set()
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1014
+
+
+def accept_for(key: bytes) -> bytes:
+    """RFC 6455, section 4.2.2."""
+    return base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+
+
+async def test_a_refused_handshake_is_passed_on(front: Front) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer\r\nContent-Length: 5\r\n\r\nlogin")
+
+    pod = front.pods.add(Pod("irefuses", new_address()))
+    assert pod.address
+    async with talking(refuse, pod.address, 8888):
+        with pytest.raises(InvalidStatus) as refused:
+            async with connect(ws(front), additional_headers=to(pod, 8888), proxy=None):
+                pass
+    response = refused.value.response
+    assert (response.status_code, response.body) == (401, b"login")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+async def test_a_pods_redirect_is_the_clients_to_follow(front: Front) -> None:
+    """The control plane must not be sent anywhere by a pod."""
+    visited: list[bytes] = []
+
+    async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visited.append(await reader.read(1))
+
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation: ws://%b:8889/\r\nContent-Length: 0\r\n\r\n" % elsewhere.encode())
+
+    elsewhere = new_address()
+    pod = front.pods.add(Pod("iredirects", new_address()))
+    assert pod.address
+    handshake = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    async with talking(redirect, pod.address, 8888), talking(visit, elsewhere, 8889), httpx.AsyncClient() as client:
+        response = await client.get(front.url, headers=to(pod, 8888) | handshake)
+    assert response.status_code == 302
+    assert visited == []
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "port", "status", "text"),
+    [
+        ("igone", "8888", 502, "was not found"),
+        ("ihere", "8888", 502, "port is not open"),
+        ("ihere", "50006", 404, "Not found"),
+        ("ihere", "70000", 400, "not valid"),
+    ],
+)
+async def test_what_cannot_be_reached_is_answered_before_the_handshake(
+    front: Front, sandbox: str, port: str, status: int, text: str
+) -> None:
+    front.pods.add(Pod("ihere", new_address()))
+    headers = {"E2b-Sandbox-Id": sandbox, "E2b-Sandbox-Port": port}
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(ws(front), additional_headers=headers, proxy=None):
+            pass
+    assert refused.value.response.status_code == status
+    assert text.encode() in (refused.value.response.body or b"")
