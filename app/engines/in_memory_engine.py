@@ -1,0 +1,131 @@
+"""An engine without containers, for the parts that only need pods to come, go and fail. Keeps the whole contract.
+
+A pod's address is whatever `address_of` says, so real servers on loopback addresses can stand in for what runs inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from app.engines.interface import ContainerState, ContainerStatus, EngineInfo, Pod, PodSpec
+from app.errors import EngineError, EngineUnavailable, ImageMissing
+
+_ON_THE_WAY_UP: Mapping[ContainerState, tuple[ContainerState, ...]] = {
+    "absent": ("created", "running"),
+    "created": ("running",),
+    "exited": ("running",),
+    "paused": ("running",),
+    "running": (),
+}
+
+
+@dataclass(slots=True)
+class _PodInMemory:
+    spec: PodSpec
+    statuses: dict[str, ContainerStatus]
+    """By role, in the order of the spec."""
+    output: dict[str, list[str]] = field(default_factory=dict)
+
+
+class InMemoryEngine:
+    def __init__(
+        self,
+        images: Mapping[str, Mapping[str, bytes]],
+        *,
+        address_of: Callable[[PodSpec], str] = lambda spec: "127.0.0.1",
+    ) -> None:
+        """`images` maps an image to its files by path."""
+        self.is_away = False
+        """While set, every verb raises EngineUnavailable."""
+        self._images = images
+        self._address_of = address_of
+        self._pods: dict[str, _PodInMemory] = {}
+
+    async def check(self) -> EngineInfo:
+        await self._answer("ask for the engine's version")
+        return EngineInfo(name="in memory", version="1")
+
+    async def prepare(self) -> None:
+        await self._answer("prepare")
+
+    async def has_image(self, image: str) -> bool:
+        await self._answer(f"look for image {image}")
+        return image in self._images
+
+    async def read_file(self, image: str, path: str) -> bytes:
+        await self._answer(f"read {path} from image {image}")
+        if image not in self._images:
+            raise ImageMissing(image)
+        if path not in self._images[image]:
+            raise EngineError(f"Image {image} has no file {path}.")
+        return self._images[image][path]
+
+    async def start(self, spec: PodSpec) -> Pod:
+        await self._answer(f"start pod {spec.pod_id}")
+        pod = self._pods.get(spec.pod_id)
+        if pod is None or pod.statuses[spec.containers[0].role].state in ("absent", "exited"):
+            absent = {c.role: ContainerStatus(role=c.role, state="absent") for c in spec.containers}
+            pod = self._pods[spec.pod_id] = _PodInMemory(spec, absent)
+        for container in spec.containers:
+            if container.image not in self._images:
+                raise ImageMissing(container.image)
+            for state in _ON_THE_WAY_UP[pod.statuses[container.role].state]:
+                await self._answer(f"start container {container.role}")
+                if self._pods.get(spec.pod_id) is not pod:
+                    raise EngineError(f"Pod {spec.pod_id} was stopped while it was being started.")
+                pod.statuses[container.role] = ContainerStatus(role=container.role, state=state)
+        return self._seen(pod)
+
+    async def stop(self, pod_id: str) -> None:
+        await self._answer(f"stop pod {pod_id}")
+        self._pods.pop(pod_id, None)
+
+    async def observe(self) -> Mapping[str, Pod]:
+        await self._answer("list pods")
+        # As with a real engine there is nothing to see of a pod before its first container is made.
+        return {
+            pod_id: self._seen(pod)
+            for pod_id, pod in self._pods.items()
+            if any(status.state != "absent" for status in pod.statuses.values())
+        }
+
+    async def logs(self, pod_id: str, role: str, *, tail: int) -> str:
+        await self._answer(f"read the log of {role}")
+        pod = self._pods.get(pod_id)
+        lines = pod.output.get(role, []) if pod else []
+        return "".join(f"{line}\n" for line in lines[-tail:])
+
+    async def aclose(self) -> None:
+        return
+
+    def exit_container(self, pod_id: str, role: str, *, exit_code: int) -> None:
+        """Let the container's program end by itself."""
+        self._pods[pod_id].statuses[role] = ContainerStatus(role=role, state="exited", exit_code=exit_code)
+
+    def remove_container(self, pod_id: str, role: str) -> None:
+        """Take the container away, as somebody with access to the engine may."""
+        self._pods[pod_id].statuses[role] = ContainerStatus(role=role, state="absent")
+
+    def write_log(self, pod_id: str, role: str, line: str) -> None:
+        self._pods[pod_id].output.setdefault(role, []).append(line)
+
+    def spec_of(self, pod_id: str) -> PodSpec:
+        """What the pod was started with."""
+        return self._pods[pod_id].spec
+
+    async def _answer(self, doing: str) -> None:
+        """Take a turn of the event loop as a real engine would, so that verbs interleave and can be cancelled."""
+        await asyncio.sleep(0)
+        if self.is_away:
+            raise EngineUnavailable(f"Could not {doing}: the engine does not answer.")
+
+    def _seen(self, pod: _PodInMemory) -> Pod:
+        statuses = tuple(pod.statuses.values())
+        return Pod(
+            pod_id=pod.spec.pod_id,
+            labels=dict(pod.spec.labels),
+            address=self._address_of(pod.spec) if statuses[0].state == "running" else None,
+            containers=statuses,
+        )

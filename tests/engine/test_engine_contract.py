@@ -1,0 +1,181 @@
+"""What every engine promises (`app.engines.interface`), tested on each of them."""
+
+from __future__ import annotations
+
+import asyncio
+from ipaddress import ip_address
+
+import pytest
+
+from app.engines.interface import ContainerStatus
+from app.errors import EngineError, ImageMissing
+from tests.engine.subjects import LINES, Subject, container, pod, states, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def test_an_engine_says_who_it_is(subject: Subject) -> None:
+    info = await subject.engine.check()
+    assert info.name
+    assert info.version
+
+
+async def test_preparing_again_changes_nothing(subject: Subject) -> None:
+    running = await subject.engine.start(pod("again", container(subject.image)))
+    await subject.engine.prepare()
+    assert await subject.engine.observe() == {"again": running}
+
+
+async def test_a_started_pod_runs_all_containers_in_order_at_one_address(subject: Subject) -> None:
+    spec = pod("two", container(subject.image, "zeta"), container(subject.image, "alpha"), labels={"team": "red"})
+    started = await subject.engine.start(spec)
+    assert started.is_running
+    assert ip_address(started.address or "")
+    assert started.containers == (
+        ContainerStatus(role="zeta", state="running"),
+        ContainerStatus(role="alpha", state="running"),
+    )
+    assert started.labels == {"team": "red"}
+    assert await subject.engine.observe() == {"two": started}
+
+
+async def test_starting_a_running_pod_leaves_it_as_it_is(subject: Subject) -> None:
+    spec = pod("same", container(subject.image, "a"), container(subject.image, "b"))
+    assert await subject.engine.start(spec) == await subject.engine.start(spec)
+
+
+async def test_pods_are_observed_side_by_side(subject: Subject) -> None:
+    async with asyncio.TaskGroup() as group:
+        starts = [group.create_task(subject.engine.start(pod(f"p{n}", container(subject.image)))) for n in range(3)]
+    assert await subject.engine.observe() == {f"p{n}": start.result() for n, start in enumerate(starts)}
+
+
+async def test_a_stopped_pod_is_gone(subject: Subject) -> None:
+    await subject.engine.start(pod("gone", container(subject.image, volumes={"shared": "/shared"})))
+    await subject.engine.stop("gone")
+    assert await subject.engine.observe() == {}
+
+
+async def test_stopping_what_is_absent_is_silent(subject: Subject) -> None:
+    await subject.engine.start(pod("once", container(subject.image)))
+    await subject.engine.stop("once")
+    await subject.engine.stop("once")
+    await subject.engine.stop("never")
+
+
+async def test_two_stops_at_once_both_return(subject: Subject) -> None:
+    await subject.engine.start(pod("twice", container(subject.image, "a"), container(subject.image, "b")))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(subject.engine.stop("twice"))
+        group.create_task(subject.engine.stop("twice"))
+    assert await subject.engine.observe() == {}
+
+
+async def test_a_stopped_pod_can_be_started_again(subject: Subject) -> None:
+    spec = pod("back", container(subject.image, volumes={"shared": "/shared"}))
+    await subject.engine.start(spec)
+    await subject.engine.stop("back")
+    assert (await subject.engine.start(spec)).is_running
+
+
+async def test_a_missing_image_is_named_and_leaves_nothing_that_stop_does_not_remove(subject: Subject) -> None:
+    spec = pod("half", container(subject.image, "a"), container("sandgate/absent:1", "b"))
+    with pytest.raises(ImageMissing, match="sandgate/absent:1") as caught:
+        await subject.engine.start(spec)
+    assert caught.value.image == "sandgate/absent:1"
+    assert not any(seen.is_running for seen in (await subject.engine.observe()).values())
+    await subject.engine.stop("half")
+    assert await subject.engine.observe() == {}
+
+
+async def test_a_container_that_exits_is_seen_with_its_code(subject: Subject) -> None:
+    await subject.engine.start(pod("dies", container(subject.image, "a"), container(subject.image, "b")))
+    await subject.exit_container("dies", "b", exit_code=7)
+    seen = (await subject.engine.observe())["dies"]
+    assert not seen.is_running
+    assert seen.address
+    assert seen.containers[1] == ContainerStatus(role="b", state="exited", exit_code=7)
+
+
+async def test_a_container_that_was_taken_away_is_seen_as_absent_and_made_again(subject: Subject) -> None:
+    spec = pod("taken", container(subject.image, "a"), container(subject.image, "b"))
+    await subject.engine.start(spec)
+    await subject.remove_container("taken", "b")
+    seen = (await subject.engine.observe())["taken"]
+    assert not seen.is_running
+    assert states(seen) == {"a": "running", "b": "absent"}
+    assert (await subject.engine.start(spec)).is_running
+
+
+async def test_a_pod_whose_first_container_exited_has_no_address(subject: Subject) -> None:
+    await subject.engine.start(pod("headless", container(subject.image, "a"), container(subject.image, "b")))
+    await subject.exit_container("headless", "a", exit_code=0)
+    seen = (await subject.engine.observe())["headless"]
+    assert seen.address is None
+    assert seen.containers[0] == ContainerStatus(role="a", state="exited", exit_code=0)
+
+
+@pytest.mark.parametrize("loss", ["exited", "removed"])
+async def test_a_pod_that_lost_its_first_container_is_rebuilt(subject: Subject, loss: str) -> None:
+    spec = pod("rebuilt", container(subject.image, "a"), container(subject.image, "b"))
+    await subject.engine.start(spec)
+    if loss == "exited":
+        await subject.exit_container("rebuilt", "a", exit_code=1)
+    else:
+        await subject.remove_container("rebuilt", "a")
+    assert (await subject.engine.start(spec)).is_running
+
+
+async def test_a_stop_ends_a_start_that_is_under_way(subject: Subject) -> None:
+    spec = pod("raced", *(container(subject.image, role) for role in "abc"))
+    start = asyncio.create_task(subject.engine.start(spec))
+    await until(lambda: _is_begun(subject, "raced"))
+    await subject.engine.stop("raced")
+    with pytest.raises(EngineError, match="raced"):
+        await start
+    assert await subject.engine.observe() == {}
+
+
+async def test_a_stop_after_a_cancelled_start_leaves_nothing(subject: Subject) -> None:
+    spec = pod("cut", *(container(subject.image, role) for role in "abc"))
+    start = asyncio.create_task(subject.engine.start(spec))
+    await until(lambda: _is_begun(subject, "cut"))
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    await subject.engine.stop("cut")
+    assert await subject.engine.observe() == {}
+    assert (await subject.engine.start(spec)).is_running
+
+
+async def test_the_log_gives_the_last_lines(subject: Subject) -> None:
+    await subject.engine.start(pod("talks", container(subject.image, "a")))
+    await subject.speak("talks", "a")
+    assert await subject.engine.logs("talks", "a", tail=2) == f"{LINES[1]}\n{LINES[2]}\n"
+
+
+async def test_the_log_of_what_is_absent_is_empty(subject: Subject) -> None:
+    assert await subject.engine.logs("never", "a", tail=10) == ""
+
+
+async def test_images_are_known_by_name(subject: Subject) -> None:
+    assert await subject.engine.has_image(subject.image)
+    assert not await subject.engine.has_image("sandgate/absent:1")
+
+
+async def test_a_file_of_an_image_can_be_read(subject: Subject) -> None:
+    assert (await subject.engine.read_file(subject.image, "/etc/debian_version")).startswith(b"13")
+
+
+async def test_reading_an_absent_file_names_it(subject: Subject) -> None:
+    with pytest.raises(EngineError, match="/etc/absent"):
+        await subject.engine.read_file(subject.image, "/etc/absent")
+
+
+async def test_reading_from_an_absent_image_names_it(subject: Subject) -> None:
+    with pytest.raises(ImageMissing, match="sandgate/absent:1"):
+        await subject.engine.read_file("sandgate/absent:1", "/etc/debian_version")
+
+
+async def _is_begun(subject: Subject, pod_id: str) -> bool:
+    return pod_id in await subject.engine.observe()
