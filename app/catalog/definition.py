@@ -119,6 +119,15 @@ class ConfigSchema(_Part):
             else:
                 yield (*path, name), schema
 
+    def check_required(self) -> None:
+        """Raises: PydanticCustomError if something is required that cannot be given."""
+        alternatives = [name for way in self.any_of or () for name in way.required]
+        for name in (*(self.required or ()), *alternatives):
+            if name not in (self.properties or {}):
+                _refuse("config", f"{name} is required and is no property")
+        for inner in (self.properties or {}).values():
+            inner.check_required()
+
     def at(self, path: tuple[str, ...]) -> ConfigSchema | None:
         schema: ConfigSchema | None = self
         for name in path:
@@ -252,6 +261,9 @@ class ServerDefinition(_Part):
         properties = [names.secret_property(self.name, secret.env) for secret in self.secrets]
         properties += [names.config_property(path) for path, _ in leaves]
         _refuse_duplicates("config", properties)
+
+        if self.config is not None:
+            self.config.check_required()
 
     def _check_templates(self) -> None:
         known = {secret.env for secret in self.secrets}

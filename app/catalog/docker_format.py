@@ -41,6 +41,7 @@ _CONVERTED = (
 )
 _ANNOTATED = ("category", "tags", "license")
 _HOST_ACCESS = ("privileged", "capAdd", "devices", "securityOpt", "networkMode", "pid", "extraHosts")
+_DEEPEST = 16
 _NAMED_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*:/[^:]+")
 
 
@@ -50,10 +51,11 @@ class Refusal:
 
     entry: str
     field: str
+    """Empty if it is the entry as a whole."""
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.entry}: {self.field}: {self.reason}"
+        return ": ".join(part for part in (self.entry, self.field, self.reason) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,12 @@ def manifest_of(entry: str, tile: object) -> dict[str, Any]:
         manifest |= {"type": "remote", "remote": remote}
     elif not tile.get("image"):
         raise _RefusedError("type", "runs one container per tool call, without MCP; Sandgate cannot do that")
-    manifest["secrets"] = [_secret_of(secret, config) for secret in tile.get("secrets") or ()]
+    required = _required_secrets(config)
+    manifest["secrets"] = [_secret_of(secret, config, required) for secret in _list(tile, "secrets")]
     if config is not None:
-        manifest["config"] = config
-    if tile.get("volumes"):
-        manifest["volumes"] = list(_volumes_of(tile))
+        manifest["config"] = config | ({"required": _required_settings(config)} if "required" in config else {})
+    if volumes := list(_volumes_of(tile)):
+        manifest["volumes"] = volumes
     if dynamic := _object(tile, "dynamic"):
         manifest["dynamic"] = dynamic
     if tile.get("upstream"):
@@ -129,7 +132,7 @@ def _check_host_access(tile: Mapping[Any, Any]) -> None:
 
 
 def _volumes_of(tile: Mapping[Any, Any]) -> Iterator[str]:
-    for volume in tile["volumes"]:
+    for volume in _list(tile, "volumes"):
         text = str(volume)
         if "docker.sock" in text:
             raise _RefusedError("volumes", f"{text} would hand over the container engine")
@@ -152,18 +155,30 @@ def _remote_of(tile: Mapping[Any, Any]) -> dict[str, Any] | None:
     return {**remote, "transport_type": _TRANSPORTS[transport]}
 
 
-def _secret_of(secret: object, config: Mapping[str, Any] | None) -> object:
-    """A tile that does not say whether a credential is required means what E2B makes of it: yes, unless the
-    configuration has a list of what is required (docs of the rule: app.catalog.names)."""
-    if not isinstance(secret, Mapping) or "required" in secret:
+def _secret_of(secret: object, config: Mapping[str, Any] | None, required: set[str]) -> object:
+    """A credential is required if the tile says so, or if the configuration's `required` names it.
+
+    A tile that says nothing means what E2B makes of it: required, unless the configuration lists what is.
+    """
+    if not isinstance(secret, Mapping):
         return secret
-    return {**secret, "required": config is None or not any(_required_lists(config))}
+    unstated = config is None or not any(_required_lists(config))
+    named = str(secret.get("name")).rpartition(".")[2] in required
+    return {**secret, "required": True if named else secret.get("required", unstated)}
 
 
-def _required_lists(schema: Mapping[str, Any]) -> Iterator[list[str]]:
-    if schema.get("required"):
-        yield schema["required"]
-    for inner in (schema.get("properties") or {}).values():
+def _required_secrets(config: Mapping[str, Any] | None) -> set[str]:
+    """What `required` names beside properties: proxmox lists its token there."""
+    return set() if config is None else set(map(str, _list(config, "required"))) - set(_object(config, "properties"))
+
+
+def _required_settings(config: Mapping[str, Any]) -> list[str]:
+    return [name for name in _list(config, "required") if name in _object(config, "properties")]
+
+
+def _required_lists(schema: Mapping[str, Any]) -> Iterator[list[Any]]:
+    yield _list(schema, "required")
+    for inner in _object(schema, "properties").values():
         if isinstance(inner, Mapping):
             yield from _required_lists(inner)
 
@@ -174,43 +189,51 @@ def _config_of(tile: Mapping[Any, Any]) -> dict[str, Any] | None:
     A default of something required is a sample for people (`/Users/local-test`), so it becomes an example: applying it
     would hide that the caller forgot the value.
     """
-    schemas = tile.get("config") or ()
-    if len(schemas) > 1 or not all(isinstance(schema, Mapping) for schema in schemas):
-        raise _RefusedError("config", "expected a list with one JSON schema")
+    schemas = _list(tile, "config")
     if not schemas:
         return None
-    config = {name: value for name, value in schemas[0].items() if name != "name"}
-    defaults = _object(tile, "x-defaults")
-    unknown = set(defaults) - {".".join(path) for path in _leaf_paths(config)}
-    if unknown:
+    if len(schemas) > 1 or not isinstance(schemas[0], Mapping) or not schemas[0]:
+        raise _RefusedError("config", "expected a list with one JSON schema")
+    config = {str(name): value for name, value in schemas[0].items() if name != "name"}
+    defaults = {str(path): value for path, value in _object(tile, "x-defaults").items()}
+    if unknown := set(defaults) - {".".join(path) for path in _leaf_paths(config)}:
         raise _RefusedError("x-defaults", f"{min(unknown)} is not in config")
     return _with_defaults(config, defaults)
 
 
 def _leaf_paths(schema: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name, inner in (schema.get("properties") or {}).items():
+    if len(path) > _DEEPEST:
+        raise _RefusedError("config", f"nests more than {_DEEPEST} objects")
+    for name, inner in _object(schema, "properties").items():
         if isinstance(inner, Mapping) and inner.get("properties"):
-            yield from _leaf_paths(inner, (*path, name))
+            yield from _leaf_paths(inner, (*path, str(name)))
         else:
-            yield (*path, name)
+            yield (*path, str(name))
 
 
 def _with_defaults(
     schema: Mapping[str, Any], defaults: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     properties: dict[str, Any] = {}
-    for name, inner in (schema.get("properties") or {}).items():
-        here = (*path, name)
+    for name, inner in _object(schema, "properties").items():
+        here = (*path, str(name))
+        properties[str(name)] = inner
         if isinstance(inner, Mapping):
-            inner = _with_defaults(inner, defaults, here)
+            properties[str(name)] = completed = _with_defaults(inner, defaults, here)
             if (default := defaults.get(".".join(here))) is not None:
-                inner["example" if name in (schema.get("required") or ()) else "default"] = default
-        properties[name] = inner
+                completed["example" if name in _list(schema, "required") else "default"] = default
     return {**schema, "properties": properties} if properties else dict(schema)
 
 
-def _object(tile: Mapping[Any, Any], field: str) -> Mapping[str, Any]:
-    value = tile.get(field) or {}
-    if not isinstance(value, Mapping):
+def _object(value: Mapping[Any, Any], field: str) -> Mapping[Any, Any]:
+    inner = value.get(field) or {}
+    if not isinstance(inner, Mapping):
         raise _RefusedError(field, "expected an object")
-    return value
+    return inner
+
+
+def _list(value: Mapping[Any, Any], field: str) -> list[Any]:
+    inner = value.get(field) or []
+    if not isinstance(inner, list):
+        raise _RefusedError(field, "expected a list")
+    return inner

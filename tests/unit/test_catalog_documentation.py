@@ -1,0 +1,47 @@
+"""The manifests in docs/catalog.md can be used as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.catalog import ImageRun, PackageRun, RemoteRun, render
+from app.catalog.catalog import parse_manifest
+from app.catalog.names import server_key
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "catalog.md").read_text()
+MANIFESTS = {
+    definition.key: definition
+    for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    for definition in [parse_manifest(text, origin="docs/catalog.md")]
+}
+CREDENTIAL = "a-credential"
+
+
+def test_there_is_an_example_of_each_kind() -> None:
+    options: dict[str, dict[str, object]] = {
+        "acme": {"acmeApiKey": CREDENTIAL, "region": "us"},
+        "shot": {"width": 800},
+        "docs": {"token": CREDENTIAL},
+    }
+    assert {key: render(MANIFESTS[key], key, given).run for key, given in options.items()} == {
+        "acme": PackageRun(
+            command=("/opt/mcp/acme/node_modules/.bin/acme-mcp", "--region=us"),
+            env={"ACME_API_KEY": CREDENTIAL, "ACME_HEADERS": f'{{"Authorization": "Bearer {CREDENTIAL}"}}'},
+        ),
+        "shot": ImageRun(
+            image=MANIFESTS["shot"].image or "",
+            command=("--width", "800"),
+            env={},
+            volumes=("shot-cache:/var/cache/shot",),
+            limits=MANIFESTS["shot"].limits,
+        ),
+        "docs": RemoteRun(url="https://docs.example/mcp", headers={"Authorization": f"Bearer {CREDENTIAL}"}),
+    }
+
+
+@pytest.mark.parametrize(("name", "key"), re.findall(r"^\| `([^`]+)` \| `([A-Za-z0-9]+)` \|$", PAGE, re.MULTILINE)[:5])
+def test_the_keys_in_the_text_follow_the_rule(name: str, key: str) -> None:
+    assert server_key(name) == key
