@@ -1,0 +1,43 @@
+"""`python -m sandgate_agent`: the agent of one workspace."""
+
+import argparse
+import asyncio
+import logging
+from pathlib import Path
+
+import uvloop
+
+from sandgate_agent.server import Options, serve
+from sandgate_agent.token_file import MCP_TOKEN_PATH
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="sandgate_agent", description="The agent of a Sandgate workspace.")
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on")  # the pod's network is its own
+    parser.add_argument("--port", type=int, default=49983, help="port of the HTTP surface")
+    parser.add_argument("--door-port", type=int, default=49984, help="port of the stdio door")
+    parser.add_argument("--control-token-file", default="/run/sandgate/agent-control-token")
+    parser.add_argument("--mcp-token-file", default=MCP_TOKEN_PATH)
+    parser.add_argument("--facts-directory", default="/run/e2b", help="where the sandbox's id is left for programs")
+    arguments = parser.parse_args()
+    try:
+        control_token = Path(arguments.control_token_file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        parser.error(f"the control token cannot be read from {arguments.control_token_file}: {error.strerror}")
+    if not control_token:
+        parser.error(f"the control token file {arguments.control_token_file} is empty")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    options = Options(
+        host=arguments.host,
+        port=arguments.port,
+        door_port=arguments.door_port,
+        control_token=control_token,
+        mcp_token_path=arguments.mcp_token_file,
+        facts_directory=arguments.facts_directory,
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The endpoint /files: whole files in and out, streamed in bounded memory."""

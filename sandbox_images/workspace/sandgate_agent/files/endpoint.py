@@ -1,0 +1,31 @@
+"""Who may use /files, and as which user."""
+
+from sandgate_agent.acting_as import FileThreads
+from sandgate_agent.asgi import Request
+from sandgate_agent.configuration import ConfigurationHolder
+from sandgate_agent.files.download import send_download
+from sandgate_agent.files.signatures import check_signature
+from sandgate_agent.files.upload import receive_upload
+from sandgate_agent.users import User, find_user
+
+
+class FilesEndpoint:
+    def __init__(self, configuration: ConfigurationHolder, threads: FileThreads) -> None:
+        self._configuration = configuration
+        self._threads = threads
+
+    async def download(self, request: Request) -> None:
+        await send_download(request, self._admit(request, "read"), self._threads)
+
+    async def upload(self, request: Request) -> None:
+        await receive_upload(request, self._admit(request, "write"), self._threads)
+
+    def _admit(self, request: Request, operation: str) -> User:
+        """By access token or by signature; a right signature does not mend a wrong token. Raises: Unauthenticated."""
+        current = self._configuration.current
+        token = request.headers.get("x-access-token")
+        if token is None:
+            check_signature(request.query, operation, current.access_token)
+        else:
+            self._configuration.check_access_token(token)
+        return find_user(request.query.get("username") or current.default_user)

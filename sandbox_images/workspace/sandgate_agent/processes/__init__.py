@@ -1,0 +1,1 @@
+"""The service process.Process: commands and terminals, with any number of listeners."""

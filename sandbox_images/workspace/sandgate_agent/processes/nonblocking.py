@@ -1,0 +1,86 @@
+"""Reading and writing a pipe or a terminal without blocking the event loop."""
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from typing import IO, Any
+
+CHUNK = 1 << 16
+"""Bytes read at once: the default capacity of a Linux pipe."""
+
+
+class NonblockingFile:
+    """Owns a file that can be waited for: a pipe's end, or a terminal's master side."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._descriptor = file.fileno()
+        self._is_last_call = False
+        self._waiting: set[asyncio.Future[None]] = set()
+        os.set_blocking(self._descriptor, False)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    async def read(self) -> bytes:
+        """At most CHUNK bytes; empty at the end, or when there is nothing more after `stop_waiting`."""
+        while True:
+            try:
+                return os.read(self._descriptor, CHUNK)
+            except BlockingIOError:
+                if self._is_last_call:
+                    return b""
+                loop = asyncio.get_running_loop()
+                await self._ready(loop.add_reader, loop.remove_reader)
+            except OSError as error:
+                # How Linux says that nobody has the other side of a terminal open any more.
+                if error.errno == errno.EIO:
+                    return b""
+                raise
+
+    async def write(self, data: bytes) -> None:
+        """All of it, waiting while the other side does not read. Raises: OSError, e.g. when nobody can read it."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._descriptor, view) :]
+            except BlockingIOError:
+                loop = asyncio.get_running_loop()
+                await self._ready(loop.add_writer, loop.remove_writer)
+
+    def stop_waiting(self) -> None:
+        """From now on read only what is already there: for pipes that somebody may hold open for ever."""
+        self._is_last_call = True
+        for ready in self._waiting:
+            if not ready.done():
+                ready.set_result(None)
+
+    def close(self) -> None:
+        """Safe to repeat. Whoever still waits gets a BrokenPipeError."""
+        if self._file.closed:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._descriptor)
+        loop.remove_writer(self._descriptor)
+        self._file.close()
+        for ready in self._waiting:
+            if not ready.done():
+                ready.set_exception(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+
+    async def _ready(self, add: Callable[..., Any], remove: Callable[[int], Any]) -> None:
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        self._waiting.add(ready)
+        add(self._descriptor, wake)
+        try:
+            await ready
+        finally:
+            self._waiting.discard(ready)
+            # Once closed, the number may already belong to another file.
+            if not self._file.closed:
+                remove(self._descriptor)

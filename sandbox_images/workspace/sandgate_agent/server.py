@@ -1,0 +1,87 @@
+"""Builds the agent and runs it until it is told to stop; the only module that names every part."""
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+
+import uvicorn
+
+from sandgate_agent.acting_as import FileThreads
+from sandgate_agent.application import Application
+from sandgate_agent.asgi import Request
+from sandgate_agent.background_tasks import BackgroundTasks
+from sandgate_agent.configuration import ConfigurationHolder
+from sandgate_agent.files.endpoint import FilesEndpoint
+from sandgate_agent.processes.registry import ProcessRegistry
+from sandgate_agent.processes.service import ProcessService
+from sandgate_agent.stdio_door.door import StdioDoor
+
+_KEEP_ALIVE_S = 330
+"""Longer than the 300 s for which E2B's Python SDK keeps an idle connection."""
+
+_STOP_GRACE_S = 2
+"""How long open streams may take to end when the agent is told to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    host: str
+    port: int
+    door_port: int
+    control_token: str = field(repr=False)
+    mcp_token_path: str
+    facts_directory: str
+
+
+async def serve(options: Options) -> None:
+    """Returns after SIGTERM or SIGINT, when everything the agent started for callers has been ended."""
+    # What the agent and its children create is readable by all and writable by its owner, wherever it was started.
+    os.umask(0o022)
+    configuration = ConfigurationHolder(
+        control_token=options.control_token,
+        mcp_token_path=options.mcp_token_path,
+        facts_directory=options.facts_directory,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        threads = FileThreads()
+        stack.callback(threads.close)
+        tasks = BackgroundTasks()
+        stack.push_async_callback(tasks.aclose)
+
+        files = FilesEndpoint(configuration, threads)
+        application = Application(
+            configuration,
+            open_endpoints={
+                ("GET", "/health"): _answer_health,
+                ("POST", "/init"): configuration.handle_init,
+                ("GET", "/files"): files.download,
+                ("HEAD", "/files"): files.download,
+                ("POST", "/files"): files.upload,
+            },
+            endpoints={},
+            methods=ProcessService(ProcessRegistry(tasks), configuration, threads).methods(),
+        )
+        door = StdioDoor(configuration, threads, tasks)
+        await stack.enter_async_context(door.listening(options.host, options.door_port))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                application,
+                host=options.host,
+                port=options.port,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_STOP_GRACE_S,
+            )
+        )
+        await server.serve()
+
+
+async def _answer_health(request: Request) -> None:
+    await request.answer(204, headers={"Cache-Control": "no-store"})

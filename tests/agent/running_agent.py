@@ -1,0 +1,175 @@
+"""Starts the real agent for tests: on free ports, with accounts of its own and nothing outside a temporary directory.
+
+The agent gets a mount namespace in which /etc/passwd and /etc/group are files of the test, so that there is a user with
+a home to write into and one without rights there, and in which a small tmpfs can be full without harm.
+"""
+
+import asyncio
+import base64
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from e2b import AsyncSandbox, Sandbox
+from e2b.connection_config import ConnectionConfig
+from packaging.version import Version
+
+PACKAGE_DIRECTORY = Path(__file__).parents[2] / "sandbox_images" / "workspace"
+CONTROL_TOKEN = "control-token-of-the-test"
+ACCESS_TOKEN = "access-token-of-the-test"
+STDIO_TOKEN = "stdio-token-of-the-test"
+MCP_TOKEN = "mcp-token-of-the-test"
+ENVD_VERSION = "0.6.13"
+
+USER_UID = 61000
+OTHER_UID = 61001
+SHARED_GID = 61100
+"""A group that `user` belongs to beside its own."""
+
+_START_TIMEOUT_S = 20
+
+
+@dataclass
+class RunningAgent:
+    process: subprocess.Popen[bytes]
+    directory: Path
+    """The test's own; `home` in it is the home of `user`, `small` a tmpfs of 1 MiB that only the agent sees."""
+    port: int
+    door_port: int
+    headers: dict[str, str] = field(default_factory=lambda: {"X-Access-Token": ACCESS_TOKEN})
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def home(self) -> Path:
+        return self.directory / "home"
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, **{"headers": self.headers, "timeout": 30, **options})
+
+    def async_client(self, **options: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, **{"headers": self.headers, "timeout": 30, **options})
+
+    def initialise(self, **fields: Any) -> httpx.Response:
+        body = {
+            "sandboxId": "itestsandbox",
+            "templateId": "base",
+            "teamId": "team_test",
+            "accessToken": ACCESS_TOKEN,
+            "stdioToken": STDIO_TOKEN,
+            "mcpToken": MCP_TOKEN,
+            "envs": {"OF_THE_SANDBOX": "yes"},
+            **fields,
+        }
+        with self.client(headers={"X-Control-Token": CONTROL_TOKEN}) as client:
+            return client.post("/init", json=body)
+
+    def sandbox(self) -> Sandbox:
+        """The official SDK's sandbox, as `create` would have made it, without a control plane."""
+        return Sandbox(**self._sandbox_options())
+
+    def async_sandbox(self) -> AsyncSandbox:
+        return AsyncSandbox(**self._sandbox_options())
+
+    def _sandbox_options(self) -> Any:
+        return {
+            "sandbox_id": "itestsandbox",
+            "envd_version": Version(ENVD_VERSION),
+            "envd_access_token": ACCESS_TOKEN,
+            "sandbox_domain": None,
+            "connection_config": ConnectionConfig(
+                api_key="e2b_" + "0" * 40, sandbox_url=self.url, extra_sandbox_headers=self.headers
+            ),
+        }
+
+    async def open_door(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.door_port)
+
+
+def basic(user: str) -> dict[str, str]:
+    """The header that names a user."""
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:".encode()).decode()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running_agent(directory: Path) -> Iterator[RunningAgent]:
+    """An agent that listens and is not initialised yet."""
+    _make_accounts(directory)
+    port, door_port = free_port(), free_port()
+    (directory / "control-token").write_text(CONTROL_TOKEN)
+    script = (
+        'mount --bind "$0/passwd" /etc/passwd && mount --bind "$0/group" /etc/group'
+        ' && mount -t tmpfs -o size=1m,mode=1777 none "$0/small" && exec "$@"'
+    )
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(directory)]
+    options = [
+        sys.executable,
+        *("-m", "sandgate_agent", "--host", "127.0.0.1", "--port", str(port), "--door-port", str(door_port)),
+        *("--control-token-file", str(directory / "control-token")),
+        *("--mcp-token-file", str(directory / "mcp-gateway" / ".token")),
+        *("--facts-directory", str(directory / "facts")),
+    ]
+    log = directory / "agent.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, *options],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "PYTHONPATH": str(PACKAGE_DIRECTORY)},
+        )
+    try:
+        _wait_until_healthy(process, port, log)
+        yield RunningAgent(process, directory, port, door_port)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+def _make_accounts(directory: Path) -> None:
+    for path in directory, *directory.parents:
+        if path.owner() == "root" and path != path.parent and str(path).startswith("/tmp/"):
+            path.chmod(0o755)
+    home = directory / "home"
+    home.mkdir()
+    os.chown(home, USER_UID, USER_UID)
+    (directory / "small").mkdir()
+    (directory / "passwd").write_text(
+        "root:x:0:0:root:/root:/bin/bash\n"
+        f"user:x:{USER_UID}:{USER_UID}::{home}:/bin/bash\n"
+        f"other:x:{OTHER_UID}:{OTHER_UID}::/nonexistent:/bin/sh\n"
+    )
+    (directory / "group").write_text(
+        f"root:x:0:\nuser:x:{USER_UID}:\nother:x:{OTHER_UID}:\nshared:x:{SHARED_GID}:user\n"
+    )
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 204:
+                return
+        except httpx.TransportError:
+            pass
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise AssertionError(f"the agent did not come up:\n{log.read_text()}")
