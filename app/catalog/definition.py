@@ -8,15 +8,14 @@ the workspace, where others could read it.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, NoReturn, Self, TypeAlias, TypeVar
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import Field, JsonValue, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
 
 from app.catalog import names, templates
+from app.catalog.manifest_parts import ConfigObject, Items, ManifestPart, Text, refuse, refuse_duplicates
 from app.catalog.templates import Reference, TemplateError
 
 Placement: TypeAlias = Literal["gateway", "workspace"]
@@ -25,22 +24,11 @@ Placement: TypeAlias = Literal["gateway", "workspace"]
 CONTEXT_ROOT = "sandbox"
 """Templates may use `{{sandbox.home}}`: the directory a server may write to, wherever it is placed."""
 
-T = TypeVar("T")
-Items = Annotated[tuple[T, ...], Field(strict=False)]
-"""A YAML list."""
-
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$")]
-Text = Annotated[str, StringConstraints(min_length=1)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=to_camel, use_attribute_docstrings=True
-    )
-
-
-class Package(_Part):
+class Package(ManifestPart):
     """A package of a registry, installed beforehand: starting the server downloads nothing."""
 
     registry: Literal["npm", "pypi"]
@@ -53,7 +41,7 @@ class Package(_Part):
     """Hash of the package file as its registry's lock files write it, `sha256:…` or `sha512-…`."""
 
 
-class Remote(_Part):
+class Remote(ManifestPart):
     """A server that runs elsewhere and speaks MCP over HTTP."""
 
     url: HttpUrl
@@ -62,14 +50,14 @@ class Remote(_Part):
     """Sent with every request. `${NAME}` takes a credential by its variable; a header that lacks one is left out."""
 
 
-class EnvVar(_Part):
+class EnvVar(ManifestPart):
     """A variable of the server's environment; one whose value comes out empty is not set."""
 
     name: EnvName
     value: str
 
 
-class Secret(_Part):
+class Secret(ManifestPart):
     """A credential, given to the server in its environment and nowhere else."""
 
     name: Text
@@ -82,66 +70,7 @@ class Secret(_Part):
     example: str | None = None
 
 
-class RequiredTogether(_Part):
-    """One way to satisfy `anyOf`: these properties are all given."""
-
-    required: Items[Text]
-
-
-class ConfigSchema(_Part):
-    """A JSON Schema (2020-12) with the keywords that configuration needs."""
-
-    type: Literal["string", "integer", "number", "boolean", "array", "object"]
-    title: str | None = None
-    description: str | None = None
-    default: JsonValue = None
-    """Used when the caller gives no value. May hold `{{sandbox.home}}`."""
-    example: JsonValue = None
-    enum: Items[JsonValue] | None = None
-    pattern: str | None = None
-    format: str | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    min_length: int | None = None
-    max_length: int | None = None
-    min_items: int | None = None
-    max_items: int | None = None
-    items: ConfigSchema | None = None
-    properties: Mapping[Text, ConfigSchema] | None = None
-    required: Items[Text] | None = None
-    any_of: Items[RequiredTogether] | None = None
-
-    def leaves(self, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ConfigSchema]]:
-        """What a caller can set: every value below this object that is not itself an object with named properties."""
-        for name, schema in (self.properties or {}).items():
-            if schema.properties:
-                yield from schema.leaves((*path, name))
-            else:
-                yield (*path, name), schema
-
-    def check_required(self) -> None:
-        """Raises: PydanticCustomError if something is required that cannot be given."""
-        alternatives = [name for way in self.any_of or () for name in way.required]
-        for name in (*(self.required or ()), *alternatives):
-            if name not in (self.properties or {}):
-                _refuse("config", f"{name} is required and is no property")
-        for inner in (self.properties or {}).values():
-            inner.check_required()
-
-    def at(self, path: tuple[str, ...]) -> ConfigSchema | None:
-        schema: ConfigSchema | None = self
-        for name in path:
-            schema = (schema.properties or {}).get(name) if schema else None
-        return schema
-
-
-class ConfigObject(ConfigSchema):
-    """The one schema of a server's configuration."""
-
-    type: Literal["object"] = "object"
-
-
-class Limits(_Part):
+class Limits(ManifestPart):
     """What the server needs beyond the installation's defaults."""
 
     memory_mib: Annotated[int, Field(ge=16)] | None = None
@@ -149,23 +78,23 @@ class Limits(_Part):
     pids: Annotated[int, Field(ge=8)] | None = None
 
 
-class OAuthProvider(_Part):
+class OAuthProvider(ManifestPart):
     provider: Text
     secret: Text
     env: EnvName
 
 
-class OAuth(_Part):
+class OAuth(ManifestPart):
     providers: Items[OAuthProvider]
     scopes: Items[str] = ()
 
 
-class Dynamic(_Part):
+class Dynamic(ManifestPart):
     tools: bool = False
     """The tools depend on who asks, so a list of them is never remembered."""
 
 
-class ServerDefinition(_Part):
+class ServerDefinition(ManifestPart):
     """One MCP server of the catalog."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -240,30 +169,30 @@ class ServerDefinition(_Part):
         kinds = [kind for kind in ("image", "package", "remote") if getattr(self, kind) is not None]
         expected = ["remote"] if self.type == "remote" else ["image", "package"]
         if len(kinds) != 1 or kinds[0] not in expected:
-            _refuse("type", f"a definition of type {self.type} has exactly one of: {', '.join(expected)}")
+            refuse("type", f"a definition of type {self.type} has exactly one of: {', '.join(expected)}")
         if self.package and not self.command:
-            _refuse("command", "a package server needs its command, the program first")
+            refuse("command", "a package server needs its command, the program first")
         if self.remote and self.command:
-            _refuse("command", "a remote server has no command")
+            refuse("command", "a remote server has no command")
         if self.cwd is not None and not self.package:
-            _refuse("cwd", "only a package server has a working directory of its choice")
+            refuse("cwd", "only a package server has a working directory of its choice")
         for field in ("volumes", "user", "disable_network"):
             if getattr(self, field) and not self.image:
-                _refuse(to_camel(field), "only an image server can have it")
+                refuse(to_camel(field), "only an image server can have it")
         if self.placement == "workspace" and not self.package:
-            _refuse("placement", "only a package server can be placed in the workspace")
+            refuse("placement", "only a package server can be placed in the workspace")
         if self.context_name == CONTEXT_ROOT:
-            _refuse("name", f"{CONTEXT_ROOT} is reserved for templates")
+            refuse("name", f"{CONTEXT_ROOT} is reserved for templates")
 
     def _check_unique(self) -> None:
-        _refuse_duplicates("env", [*(secret.env for secret in self.secrets), *(item.name for item in self.env)])
+        refuse_duplicates("env", [*(secret.env for secret in self.secrets), *(item.name for item in self.env)])
         leaves = self.config.leaves() if self.config else ()
         properties = [names.secret_property(self.name, secret.env) for secret in self.secrets]
         properties += [names.config_property(path) for path, _ in leaves]
-        _refuse_duplicates("config", properties)
+        refuse_duplicates("config", properties)
 
         if self.config is not None:
-            self.config.check_required()
+            self.config.check()
 
     def _check_templates(self) -> None:
         known = {secret.env for secret in self.secrets}
@@ -277,23 +206,23 @@ class ServerDefinition(_Part):
         try:
             parts = templates.parse(text)
         except TemplateError as error:
-            _refuse(field, str(error))
+            refuse(field, str(error))
         for part in parts:
             if isinstance(part, Reference):
                 self._check_reference(field, part.path)
         for variable in templates.variables_in(text):
             if variable not in known_variables:
-                _refuse(field, f"${variable} is no credential of this server and no variable set before")
+                refuse(field, f"${variable} is no credential of this server and no variable set before")
 
     def _check_reference(self, field: str, path: tuple[str, ...]) -> None:
         written = "{{" + ".".join(path) + "}}"
         if path[0] == CONTEXT_ROOT:
             if path[1:] != ("home",):
-                _refuse(field, f"{written}: only {{{{{CONTEXT_ROOT}.home}}}} is known")
+                refuse(field, f"{written}: only {{{{{CONTEXT_ROOT}.home}}}} is known")
         elif path[0] != self.context_name:
-            _refuse(field, f"{written} does not start with the server's name, {self.context_name}")
+            refuse(field, f"{written} does not start with the server's name, {self.context_name}")
         elif len(path) < 2 or self.config is None or self.config.at(path[1:]) is None:
-            _refuse(field, f"{written} names nothing in config")
+            refuse(field, f"{written} names nothing in config")
 
     def _check_credentials(self) -> None:
         """Arguments show in process lists, URLs in logs: what carries a credential goes into neither."""
@@ -303,11 +232,11 @@ class ServerDefinition(_Part):
                 carriers.add(item.name)
         for field, text in self._texts():
             if field != "headers" and (exposed := sorted(carriers.intersection(templates.variables_in(text)))):
-                _refuse(
+                refuse(
                     field, f"would expose the credential in ${exposed[0]}; the server must read it from its environment"
                 )
         if self.placement == "workspace" and self.secrets:
-            _refuse("placement", "a server with credentials stays out of the workspace, whose user could read them")
+            refuse("placement", "a server with credentials stays out of the workspace, whose user could read them")
 
     def _texts(self) -> Iterator[tuple[str, str]]:
         """Every text with templates but `env`, with its field."""
@@ -319,13 +248,3 @@ class ServerDefinition(_Part):
         if self.remote is not None:
             yield "url", self.remote.url
             yield from (("headers", value) for value in self.remote.headers.values())
-
-
-def _refuse(field: str, message: str) -> NoReturn:
-    raise PydanticCustomError("definition", "{message}", {"field": field, "message": message})
-
-
-def _refuse_duplicates(field: str, found: list[str]) -> None:
-    twice = [name for name, count in Counter(found).items() if count > 1]
-    if twice:
-        _refuse(field, f"{twice[0]} is defined twice")

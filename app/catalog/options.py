@@ -18,7 +18,8 @@ from jsonschema.exceptions import ValidationError
 from pydantic import JsonValue
 
 from app.catalog import names
-from app.catalog.definition import CONTEXT_ROOT, ConfigSchema, Secret, ServerDefinition
+from app.catalog.definition import CONTEXT_ROOT, Secret, ServerDefinition
+from app.catalog.manifest_parts import ConfigSchema
 from app.catalog.templates import evaluate_text
 from app.errors import InvalidRequest
 

@@ -133,6 +133,8 @@ def _render_remote(
             raise OptionError(key, field, f"holds a control character, which header {name} cannot carry")
         headers[name] = value
     url = templates.evaluate_text(remote.url, context, env)
+    if not url.isprintable() or " " in url:
+        raise OptionError(key, None, "an option of it holds a blank or control character, which its URL cannot carry")
     return RemoteRun(url=url, headers=headers, transport_type=remote.transport_type)
 
 

@@ -72,6 +72,8 @@ def test_a_stated_key_wins_over_the_rule() -> None:
         ({"config": {"properties": {"acme_token": {"type": "string"}}}}, "config: acmeToken is defined twice"),
         ({"config": {"required": ["site"]}, "command": ["x"]}, "config: site is required and is no property"),
         ({"config": {"anyOf": [{"required": ["a"]}]}, "command": ["x"]}, "config: a is required and is no property"),
+        ({"config": {"properties": {"a": {"type": "integer", "default": "5"}}}}, "config.a: the default is no integer"),
+        ({"config": {"properties": {"a": {"type": "string", "pattern": "("}}}}, "config.a: the pattern is no regular"),
         ({"command": ["x", "{{other.url}}"]}, "command: {{other.url}} does not start with the server's name, acme-mcp"),
         ({"command": ["x", "{{acme-mcp.site.uri}}"]}, "command: {{acme-mcp.site.uri}} names nothing in config"),
         ({"command": ["x", "{{sandbox.user}}"]}, "command: {{sandbox.user}}: only {{sandbox.home}} is known"),

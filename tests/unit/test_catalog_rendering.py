@@ -280,6 +280,12 @@ def test_a_header_cannot_be_split_by_a_credential() -> None:
     assert error.message == "MCP server docs: token: holds a control character, which header Authorization cannot carry"
 
 
+@pytest.mark.parametrize("space", ["a b", "a\r\nb", "a\tb"])
+def test_a_url_cannot_be_split_by_an_option(space: str) -> None:
+    error = refusal(REMOTE, {"token": SECRET, "space": space})
+    assert "its URL cannot carry" in error.message
+
+
 def test_what_was_rendered_shows_no_credential() -> None:
     shown = [repr(render(PACKAGE, "acme", NEEDED)), repr(render(REMOTE, "docs", {"token": SECRET}))]
     assert SECRET not in "".join(shown)
