@@ -149,7 +149,7 @@ def _remote_of(tile: Mapping[Any, Any]) -> dict[str, Any] | None:
     remote = _object(tile, "remote")
     if not remote:
         return None
-    transport = remote.get("transport_type")
+    transport = str(remote.get("transport_type"))
     if transport not in _TRANSPORTS:
         raise _RefusedError("remote.transport_type", f"{transport!r} is none of {', '.join(_TRANSPORTS)}")
     return {**remote, "transport_type": _TRANSPORTS[transport]}
@@ -172,8 +172,10 @@ def _required_secrets(config: Mapping[str, Any] | None) -> set[str]:
     return set() if config is None else set(map(str, _list(config, "required"))) - set(_object(config, "properties"))
 
 
-def _required_settings(config: Mapping[str, Any]) -> list[str]:
-    return [name for name in _list(config, "required") if name in _object(config, "properties")]
+def _required_settings(config: Mapping[str, Any]) -> list[Any]:
+    """`required` without the names of what is no property; a few entries of the registry have such."""
+    properties = _object(config, "properties")
+    return [name for name in _list(config, "required") if not isinstance(name, str) or name in properties]
 
 
 def _required_lists(schema: Mapping[str, Any]) -> Iterator[list[Any]]:

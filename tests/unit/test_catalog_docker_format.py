@@ -186,6 +186,8 @@ def test_a_bad_entry_is_reported_and_the_others_are_read() -> None:
         ({"image": "a", "extraHosts": ["h:host-gateway"]}, "extraHosts", "access to the host"),
         ({"type": "poci", "tools": [{"name": "t"}]}, "type", "one container per tool call"),
         ({"remote": {"url": "https://x", "transport_type": "stdio"}}, "remote.transport_type", "'stdio' is none of"),
+        ({"remote": {"url": "https://x", "transport_type": []}}, "remote.transport_type", "'[]' is none of"),
+        ({"image": "a", "config": [{"required": [["x"]]}]}, "config.required.0", "valid string"),
         ({"image": "a", "config": [{}, {}]}, "config", "one JSON schema"),
         ({"image": "a", "config": {"type": "object"}}, "config", "expected a list"),
         ({"image": "a", "config": [{"properties": []}]}, "config.properties", "valid dictionary"),

@@ -14,6 +14,7 @@ from app.catalog.catalog import parse_manifest
 from app.catalog.schema import manifest_schema
 
 ROOT = Path(__file__).resolve().parents[2] / "catalog"
+IMAGES = ROOT.parent / "sandbox_images" / "servers"
 FILES = sorted((ROOT / "servers").glob("*.yaml"))
 
 
@@ -49,11 +50,19 @@ def test_a_shipped_server_runs_without_any_option(
     assert (run.command, run.placement) == (command, placement)
 
 
-def test_every_shipped_package_is_pinned_and_run_by_an_absolute_path(catalog: Catalog) -> None:
-    for definition in catalog:
-        if definition.package is not None:
-            assert definition.package.version[0].isdigit(), definition.name
-            assert definition.command[0].startswith("/opt/mcp/"), definition.name
+def test_every_shipped_package_is_the_version_that_the_images_hold(catalog: Catalog) -> None:
+    named = {
+        d.command[0].split("/")[3]: d.package for d in catalog if d.package and d.command[0].startswith("/opt/mcp/")
+    }
+    assert len(named) == sum(definition.package is not None for definition in catalog)
+    for directory, package in named.items():
+        if package.registry == "npm":
+            held = json.loads((IMAGES / "npm" / directory / "package.json").read_text())["dependencies"]
+            assert held == {package.name: package.version}
+        else:
+            lines = (IMAGES / "pypi" / f"{directory}.in").read_text().splitlines()
+            held = {line for line in lines if line and not line.startswith("#")}
+            assert held == {f"{package.name}=={package.version}", *package.constraints}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
