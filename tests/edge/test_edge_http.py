@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -88,7 +89,7 @@ async def test_hop_by_hop_headers_end_at_the_edge(front: Front, client: httpx.As
 async def test_a_chunked_body_arrives_whole(front: Front, client: httpx.AsyncClient) -> None:
     pod = front.sandbox(mirror, port=8000)
 
-    async def pieces():  # type: ignore[no-untyped-def]
+    async def pieces() -> AsyncIterator[bytes]:
         for piece in (b"one,", b"", b"two,", b"three"):
             yield piece
 
