@@ -3,11 +3,11 @@
 Pure but for `Catalog.load`, which reads files. Knows no container engine, no database and no HTTP.
 """
 
-from app.catalog.catalog import Catalog, CatalogError
+from app.catalog.catalog import Catalog
 from app.catalog.custom import is_custom_key, render_custom
 from app.catalog.definition import Placement, ServerDefinition
 from app.catalog.description import describe
-from app.catalog.options import OptionError
+from app.catalog.errors import CatalogError, OptionError
 from app.catalog.rendering import ImageRun, PackageRun, RemoteRun, RenderedServer, render
 
 __all__ = [

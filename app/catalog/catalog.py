@@ -12,18 +12,7 @@ from pydantic import ValidationError
 
 from app.catalog import names
 from app.catalog.definition import ServerDefinition
-from app.errors import SandgateError
-
-_SHOWN = 20
-
-
-class CatalogError(SandgateError):
-    """Manifests that cannot be used, each as `file: entry: field: what is wrong`."""
-
-    def __init__(self, problems: list[str]) -> None:
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        super().__init__("The catalog cannot be read.\n" + "\n".join([*problems[:_SHOWN], *more]))
-        self.problems = problems
+from app.catalog.errors import CatalogError
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +91,7 @@ def read_manifest(file: Path) -> ServerDefinition:
 def parse_manifest(text: str | bytes, *, origin: str) -> ServerDefinition:
     """A definition from YAML or JSON text; `origin` is what errors call the text. Raises: CatalogError."""
     try:
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+        document = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise CatalogError([f"{origin}: {error}"]) from error
     try:

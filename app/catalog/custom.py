@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 from app.catalog import names
-from app.catalog.options import OptionError
+from app.catalog.errors import OptionError
 from app.catalog.rendering import PackageRun, RenderedServer
 
 START_TIMEOUT_S = 50.0

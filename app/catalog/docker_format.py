@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.catalog.catalog import CatalogError, problems_of
+from app.catalog.catalog import problems_of
 from app.catalog.definition import ServerDefinition
+from app.catalog.errors import CatalogError
 
 _TRANSPORTS = {
     "sse": "sse",

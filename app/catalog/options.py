@@ -1,14 +1,12 @@
 """What a caller can set on a server, and reading what a caller gave.
 
-No message here holds a value that came from the caller: any of them may be a credential put into the wrong place.
+No message here holds a value that came from the caller: any of them may be a credential in the wrong place.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
@@ -19,29 +17,9 @@ from pydantic import JsonValue
 
 from app.catalog import names
 from app.catalog.definition import CONTEXT_ROOT, Secret, ServerDefinition
+from app.catalog.errors import OptionError
 from app.catalog.manifest_parts import ConfigSchema
-from app.catalog.templates import evaluate_text
-from app.errors import InvalidRequest
-
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2})?")
-_EXPECTED = {
-    "string": "a string",
-    "integer": "an integer",
-    "number": "a number",
-    "boolean": "true or false",
-    "array": "a list",
-    "object": "an object",
-}
-
-
-class OptionError(InvalidRequest):
-    """An option of a server is unknown, missing or unusable. `field` is its property name, or None."""
-
-    def __init__(self, server: str, field: str | None, message: str) -> None:
-        super().__init__(f"MCP server {server}: {f'{field}: ' if field else ''}{message}")
-        self.server = server
-        self.field = field
+from app.catalog.option_values import kind_of, read_text, read_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +61,27 @@ def options_of(definition: ServerDefinition) -> tuple[SecretOption | ConfigOptio
     return (*secrets, *(ConfigOption(names.config_property(path), path, schema) for path, schema in leaves))
 
 
+def required_properties(definition: ServerDefinition) -> Iterator[str]:
+    """What a caller cannot leave out, whatever else is given."""
+    for option in options_of(definition):
+        if isinstance(option, SecretOption):
+            if option.secret.required:
+                yield option.name
+        elif option.schema.default is None and definition.config is not None:
+            steps = range(len(option.path))
+            parents = [definition.config.at(option.path[:depth]) for depth in steps]
+            if all(parent and option.path[depth] in (parent.required or ()) for depth, parent in enumerate(parents)):
+                yield option.name
+
+
 def read_options(definition: ServerDefinition, server: str, options: Mapping[str, object], *, home: str) -> Given:
     """Check what a caller gave for `server` and fill in defaults; null counts as not given. Raises: OptionError.
 
     An option goes by its property name; its path in `config`, or a credential's variable or catalog name, works too.
     """
-    known = {name: option for option in options_of(definition) for name in reversed(option.spellings)}
+    offered = options_of(definition)
+    known = {spelling: option for option in offered for spelling in option.spellings}
+    known |= {option.name: option for option in offered}
     secrets: dict[str, str] = {}
     config: dict[str, JsonValue] = {}
     seen: set[str] = set()
@@ -97,7 +90,7 @@ def read_options(definition: ServerDefinition, server: str, options: Mapping[str
             continue
         option = known.get(name)
         if option is None:
-            raise _unknown(server, name, [option.name for option in options_of(definition)])
+            raise _unknown(server, name, [option.name for option in offered])
         if option.name in seen:
             raise OptionError(server, option.name, "is given twice, under two names")
         seen.add(option.name)
@@ -113,76 +106,10 @@ def read_options(definition: ServerDefinition, server: str, options: Mapping[str
     return Given(secrets, complete)
 
 
-def read_value(server: str, property: str, schema: ConfigSchema, value: object) -> JsonValue:
-    """`value` as the schema's type. Numbers, integers and booleans may be written as text, and text as numbers."""
-    match schema.type, value:
-        case "string", str():
-            return _checked_text(server, property, value)
-        case "string", bool() | int() | float():
-            return json.dumps(value)
-        case "boolean", bool():
-            return value
-        case "boolean", str() if value.strip().lower() in ("true", "false"):
-            return value.strip().lower() == "true"
-        case "integer" | "number", int() if not isinstance(value, bool):
-            return value
-        case "integer", float() if value.is_integer():
-            return int(value)
-        case "integer", str() if _INTEGER.fullmatch(value.strip()):
-            return int(value)
-        case "number", float() if math.isfinite(value):
-            return value
-        case "number", str() if _NUMBER.fullmatch(value.strip()):
-            return float(value)
-        case "array", list() | tuple():
-            return [_read_item(server, f"{property}[{i}]", schema.items, item) for i, item in enumerate(value)]
-        case "object", Mapping():
-            return _read_object(server, property, schema.properties or {}, value)
-    raise OptionError(server, property, f"expected {_expected(schema)}, got {_kind_of(value)}")
-
-
-def _read_item(server: str, where: str, schema: ConfigSchema | None, value: object) -> JsonValue:
-    if schema is not None:
-        return read_value(server, where, schema, value)
-    match value:
-        case str():
-            return _checked_text(server, where, value)
-        case None | bool() | int() | float():
-            return value
-        case list() | tuple():
-            return [_read_item(server, where, None, item) for item in value]
-        case Mapping():
-            return _read_object(server, where, {}, value)
-    raise OptionError(server, where, f"got {_kind_of(value)}, which is no JSON")
-
-
-def _read_object(
-    server: str, where: str, properties: Mapping[str, ConfigSchema], value: Mapping[Any, object]
-) -> dict[str, JsonValue]:
-    """The names that the schema does not know are the caller's, so errors do not show them."""
-    return {
-        _checked_text(server, where, str(name)): _read_item(
-            server, f"{where}.{name}" if name in properties else where, properties.get(str(name)), item
-        )
-        for name, item in value.items()
-    }
-
-
 def _read_secret(server: str, option: SecretOption, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise OptionError(server, option.name, f"expected a string, got {_kind_of(value)}")
-    return _checked_text(server, option.name, str(value))
-
-
-def _checked_text(server: str, property: str, text: str) -> str:
-    """Refuse what can be in no argument, environment or header. Raises: OptionError."""
-    if "\0" in text:
-        raise OptionError(server, property, "holds a NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise OptionError(server, property, "holds half of a surrogate pair, so it is no text") from None
-    return text
+        raise OptionError(server, option.name, f"expected a string, got {kind_of(value)}")
+    return read_text(server, option.name, str(value))
 
 
 def _require_secrets(definition: ServerDefinition, server: str, secrets: dict[str, str]) -> None:
@@ -226,7 +153,7 @@ def default_of(schema: ConfigSchema, home: str) -> JsonValue:
 def _fill_home(default: JsonValue, home: str) -> JsonValue:
     match default:
         case str():
-            return evaluate_text(default, {CONTEXT_ROOT: {"home": home}}, {})
+            return default.replace(f"{{{{{CONTEXT_ROOT}.home}}}}", home)
         case list():
             return [_fill_home(item, home) for item in default]
         case dict():
@@ -289,39 +216,3 @@ def _unknown(server: str, name: str, properties: Sequence[str]) -> OptionError:
     else:
         advice = "It takes no options."
     return OptionError(server, None, f"unknown option {shown}. {advice}")
-
-
-def _expected(schema: ConfigSchema) -> str:
-    expected = _EXPECTED[schema.type]
-    return f"{expected} of {schema.items.type}s" if schema.type == "array" and schema.items else expected
-
-
-def _kind_of(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list() | tuple():
-            return "a list"
-        case Mapping():
-            return "an object"
-        case _:
-            return "something else"
-
-
-def required_properties(definition: ServerDefinition) -> Iterator[str]:
-    """What a caller cannot leave out, whatever else is given."""
-    for option in options_of(definition):
-        if isinstance(option, SecretOption):
-            if option.secret.required:
-                yield option.name
-        elif option.schema.default is None and definition.config is not None:
-            steps = range(len(option.path))
-            parents = [definition.config.at(option.path[:depth]) for depth in steps]
-            if all(parent and option.path[depth] in (parent.required or ()) for depth, parent in enumerate(parents)):
-                yield option.name

@@ -13,10 +13,11 @@ from pydantic import JsonValue
 
 from app.catalog import templates
 from app.catalog.definition import CONTEXT_ROOT, Limits, Placement, Remote, ServerDefinition
-from app.catalog.options import Given, OptionError, options_of, read_options
+from app.catalog.errors import OptionError
+from app.catalog.options import Given, options_of, read_options
 from app.catalog.templates import Context
 
-HOMES: Mapping[Placement, str] = {"gateway": "/tmp", "workspace": "/home/user"}  # noqa: S108 - sticky, memory-backed
+HOMES: Mapping[Placement, str] = {"gateway": "/tmp", "workspace": "/home/user"}  # any user id may write to /tmp
 """The directory a server may write to, by placement: `{{sandbox.home}}`."""
 
 

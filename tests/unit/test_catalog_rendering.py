@@ -7,7 +7,7 @@ import pytest
 from app.catalog import ImageRun, OptionError, PackageRun, RemoteRun, RenderedServer, ServerDefinition, render
 from app.catalog.catalog import parse_manifest
 
-SECRET = "tok-5up3r"  # noqa: S105 - a made-up credential that must not show up in errors
+SECRET = "tok-5up3r"
 
 
 def definition(text: str) -> ServerDefinition:
@@ -81,6 +81,9 @@ config:
     jira: {type: object, properties: {url: {type: string}, username: {type: string}}, required: [url]}
   anyOf: [{required: [confluence]}, {required: [jira]}]
 """)
+NESTED: dict[str, object] = {}
+for _ in range(40):
+    NESTED = {"again": NESTED}
 NEEDED: dict[str, object] = {"acmeToken": SECRET, "siteUrl": "https://acme.example"}
 
 
@@ -101,11 +104,11 @@ def test_a_package_server_gets_its_command_and_environment_with_defaults_filled_
         key="acme",
         start_timeout_s=12.5,
         run=PackageRun(
-            command=("/opt/acme", "--site=https://acme.example", "/data", "/tmp", "--port", "80"),  # noqa: S108
+            command=("/opt/acme", "--site=https://acme.example", "/data", "/tmp", "--port", "80"),
             env={
                 "ACME_TOKEN": SECRET,
                 "HEADERS": '{"Authorization": "Bearer tok-5up3r"}',
-                "STORE": "/tmp/acme",  # noqa: S108
+                "STORE": "/tmp/acme",
                 "VERBOSE": "false",
             },
             placement="gateway",
@@ -171,6 +174,33 @@ def test_a_value_that_looks_like_a_variable_or_a_template_stays_as_it_is() -> No
     assert run.command[1] == "--site=$ACME_TOKEN{{acme-mcp.port}}"
 
 
+def test_a_property_wins_over_another_spelling_of_its_name() -> None:
+    server = definition("""
+        name: two
+        title: Two
+        type: server
+        image: example/two
+        secrets: [{name: two.x, env: TWO_TOKEN, required: false}, {name: token, env: OTHER, required: false}]
+    """)
+    run = render(server, "two", {"token": SECRET}).run
+    assert isinstance(run, ImageRun)
+    assert run.env == {"TWO_TOKEN": SECRET}
+
+
+def test_a_default_is_taken_as_it_is_written() -> None:
+    server = definition("""
+        name: two
+        title: Two
+        type: server
+        image: example/two
+        command: ["{{two.text}}"]
+        config: {properties: {text: {type: string, default: "$HOME {{x|y}} {{sandbox.home}}"}}}
+    """)
+    run = render(server, "two", {}).run
+    assert isinstance(run, ImageRun)
+    assert run.command == ("$HOME {{x|y}} /tmp",)
+
+
 def test_null_counts_as_not_given() -> None:
     assert package_run(port=None).command[-1] == "80"
 
@@ -191,7 +221,7 @@ def test_a_default_may_depend_on_where_the_server_is_placed() -> None:
     here, there = render(server, "files", {}).run, render(server, "files", {}, placement="workspace").run
     assert isinstance(here, PackageRun)
     assert isinstance(there, PackageRun)
-    assert (here.placement, here.command) == ("gateway", ("files", "/tmp/x"))  # noqa: S108
+    assert (here.placement, here.command) == ("gateway", ("files", "/tmp/x"))
     assert (there.placement, there.command) == ("workspace", ("files", "/home/user/x"))
 
 
@@ -219,6 +249,7 @@ def test_a_default_may_depend_on_where_the_server_is_placed() -> None:
         ({"mode": SECRET}, "mode", 'expected one of: "fast", "slow"'),
         ({"code": SECRET}, "code", "does not match the pattern ^[a-z]+$"),
         ({"extra": SECRET}, "extra", "expected an object, got a string"),
+        ({"extra": NESTED}, "extra", "nests more than 32 levels"),
         ({"acmeToken": SECRET + "\0"}, "acmeToken", "holds a NUL character"),
         ({"siteUrl": "\ud800"}, "siteUrl", "holds half of a surrogate pair"),
         ({"site_url": SECRET}, None, "unknown option 'site_url'. Did you mean siteUrl?"),
