@@ -7,7 +7,6 @@ the workspace, where others could read it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -104,7 +103,7 @@ class ServerDefinition(ManifestPart):
     )
     """What callers write in `mcp`; by default the name under the rule of E2B's SDKs: `github-official` ->
     `githubOfficial`."""
-    aliases: Items[Text] = ()
+    aliases: Items[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]] = ()
     """Further names for the key."""
     title: Text
     description: str = ""
@@ -135,7 +134,9 @@ class ServerDefinition(ManifestPart):
     volumes: Items[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*:/[^:]+$")]] = ()
     """`<name>:<path>` of an image server: storage that belongs to the sandbox. Never a path of the host."""
     disable_network: bool = False
+    """The image server works without any network."""
     long_lived: bool = False
+    """Docker's wish to keep one process per client; here every server is kept for as long as the sandbox lives."""
     dynamic: Dynamic = Dynamic()
     oauth: OAuth | None = None
     category: str | None = None
@@ -148,7 +149,7 @@ class ServerDefinition(ManifestPart):
     verified: bool = False
     """Whether this version was started and its tools listed by Sandgate's own tests."""
 
-    @functools.cached_property
+    @property
     def key(self) -> str:
         return self.stated_key or names.server_key(self.name)
 
@@ -160,7 +161,10 @@ class ServerDefinition(ManifestPart):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         self._check_kind()
+        self._check_names()
         self._check_unique()
+        if self.config is not None:
+            self.config.check()
         self._check_templates()
         self._check_credentials()
         return self
@@ -181,8 +185,12 @@ class ServerDefinition(ManifestPart):
                 refuse(to_camel(field), "only an image server can have it")
         if self.placement == "workspace" and not self.package:
             refuse("placement", "only a package server can be placed in the workspace")
+
+    def _check_names(self) -> None:
         if self.context_name == CONTEXT_ROOT:
             refuse("name", f"{CONTEXT_ROOT} is reserved for templates")
+        if not self.key:
+            refuse("name", "leaves nothing for a key; state a `key`")
 
     def _check_unique(self) -> None:
         refuse_duplicates("env", [*(secret.env for secret in self.secrets), *(item.name for item in self.env)])
@@ -190,9 +198,6 @@ class ServerDefinition(ManifestPart):
         properties = [names.secret_property(self.name, secret.env) for secret in self.secrets]
         properties += [names.config_property(path) for path, _ in leaves]
         refuse_duplicates("config", properties)
-
-        if self.config is not None:
-            self.config.check()
 
     def _check_templates(self) -> None:
         known = {secret.env for secret in self.secrets}

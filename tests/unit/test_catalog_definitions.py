@@ -48,6 +48,8 @@ def test_a_stated_key_wins_over_the_rule() -> None:
     ("changes", "message"),
     [
         ({"name": "has space"}, "name: String should match pattern"),
+        ({"name": "mcp-", "command": ["x"]}, "name: leaves nothing for a key"),
+        ({"aliases": ["github/acme/tool"]}, "aliases.0: String should match pattern"),
         ({"titel": "Acme"}, "titel: Extra inputs are not permitted"),
         ({"start_timeout_s": 5.0}, "start_timeout_s: Extra inputs are not permitted"),
         ({"title": None}, "title: Field required"),
