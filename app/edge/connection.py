@@ -1,8 +1,9 @@
 """One HTTP/1.1 connection to a port of a pod. Knows bytes and framing; nothing of sandboxes or ASGI.
 
-Why not a client library: see docs/decisions. In short, the edge needs raw heads in and out, both directions at once,
-back-pressure on each, and an abort that is felt at once; that is less work for the processor here than through a
-general client.
+Own code on the parser that uvicorn uses, instead of a client library, because the edge needs raw heads in and out, both
+directions at once, back-pressure on each, an abort that is felt at once, and to know whether an answer had begun. A
+general client parses and rebuilds what is only passed on: with aiohttp the whole proxied request took 1.6 times the
+processor time.
 """
 
 from __future__ import annotations

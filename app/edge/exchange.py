@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+import structlog
 from starlette.types import Receive, Scope, Send
 
 from app.edge.answers import Refusal, broken_off, port_not_open, send_refusal
@@ -14,6 +15,8 @@ from app.edge.connection import Connection, ConnectionBrokenError, ResponseHead
 from app.edge.heads import BadHeadError, Body, make_request_head, make_response_headers
 from app.edge.pool import Key, Pool, PortClosedError
 from app.edge.routing import AGENT_PORT, GATEWAY_PORT, Route
+
+_log = structlog.get_logger()
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 """Starts a task that its caller cancels, and whose end its owner waits for."""
@@ -57,7 +60,9 @@ class Exchange:
             await self.refuse(Refusal(400, str(error), sandbox_id))
         except PortClosedError:
             await self.refuse(port_not_open(sandbox_id, port))
-        except ConnectionBrokenError:
+        except ConnectionBrokenError as error:
+            if self._started and not self._client_gone:
+                _log.info("sandbox_stream_broke_off", sandbox_id=sandbox_id, port=port, reason=str(error))
             await self.refuse(broken_off(sandbox_id, port))
         finally:
             if self._connection is not None:

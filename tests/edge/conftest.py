@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httpx
 import pytest
@@ -16,6 +16,8 @@ from app.edge.edge import Edge
 from tests.edge.serving import Pod, Pods, Serving, answer, new_address, read_body, serving
 
 DOMAIN = "sbx.example.test"
+
+_ids = itertools.count(1)
 
 
 @dataclass
@@ -27,7 +29,6 @@ class Front:
     server: Serving
     loop: asyncio.AbstractEventLoop
     _stack: ExitStack
-    _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
     def url(self) -> str:
@@ -40,7 +41,7 @@ class Front:
 
     def sandbox(self, app: ASGIApp | None = None, *, port: int = 49983) -> Pod:
         """A sandbox whose pod serves `app` on a port; without an app nothing listens."""
-        pod = self.pods.add(Pod(f"isandbox{next(self._ids)}", new_address()))
+        pod = self.pods.add(Pod(f"isandbox{next(_ids)}", new_address()))
         if app is not None:
             self.serve(pod, app, port=port)
         return pod
@@ -55,13 +56,9 @@ def to(pod: Pod, port: int = 49983) -> dict[str, str]:
     return {"E2b-Sandbox-Id": pod.sandbox_id, "E2b-Sandbox-Port": str(port)}
 
 
-@pytest.fixture
-def routing() -> Callable[..., dict[str, str]]:
-    return to
-
-
-@pytest.fixture
-def front() -> Iterator[Front]:
+@pytest.fixture(scope="session")
+def edge_server() -> Iterator[tuple[Edge, Pods, Serving, asyncio.AbstractEventLoop]]:
+    """One edge for the whole run: what tests of one sandbox do must not show in another."""
     pods = Pods()
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -78,9 +75,16 @@ def front() -> Iterator[Front]:
         await answer(send, b"api " + scope["path"].encode())
 
     edge = Edge(api, pods, sandbox_domain=f"{DOMAIN}:8443")
+    with serving(edge) as server:
+        yield edge, pods, server, loops[0]
+
+
+@pytest.fixture
+def front(edge_server: tuple[Edge, Pods, Serving, asyncio.AbstractEventLoop]) -> Iterator[Front]:
+    edge, pods, server, loop = edge_server
     with ExitStack() as stack:
-        server = stack.enter_context(serving(edge))
-        yield Front(edge, pods, server, loops[0], stack)
+        yield Front(edge, pods, server, loop, stack)
+    pods.clear()
 
 
 @pytest.fixture
