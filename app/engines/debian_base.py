@@ -109,6 +109,9 @@ def _make(client: docker.DockerClient, *, why: str, report: Report) -> None:
             report,
         )
         _add_update_suites(root / "etc/apt/sources.list")
+        for step in (["update"], ["upgrade", "--yes"]):
+            _run(["chroot", str(root), "apt-get", *step], report)
+        _run(["find", str(root / "usr/share/doc"), "-type", "f", "!", "-name", "copyright", "-delete"], report)
         report(f"importing it as {MADE_HERE}")
         name, _, tag = MADE_HERE.partition(":")
         excludes = [f"--exclude=./{pattern}" for pattern in _NOT_PACKED]

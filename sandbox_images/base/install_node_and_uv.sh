@@ -24,4 +24,5 @@ ln -s /opt/uv/bin/uv /opt/uv/bin/uvx /opt/node/bin/node /usr/local/bin/
 ln -s "$npm/bin/npm-cli.js" /usr/local/bin/npm
 ln -s "$npm/bin/npx-cli.js" /usr/local/bin/npx
 
-node --version && npm --version && uv --version
+NODE_DISABLE_COMPILE_CACHE=1 npm --version
+uv --version

@@ -28,7 +28,7 @@ def main() -> None:
         name = f"sandgate-{hashlib.sha256(der).hexdigest()[:16]}.crt"
         (LOCAL_CERTIFICATES / name).write_text(pem + "\n", encoding="ascii")
     subprocess.run(["update-ca-certificates"], check=True)
-    print(f"{len(added)} certificates added to those Debian trusts")
+    sys.stdout.write(f"{len(added)} certificates added to those Debian trusts\n")
 
 
 main()

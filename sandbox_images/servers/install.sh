@@ -5,7 +5,7 @@
 # A server runs under an arbitrary user id that cannot write here, so byte code is compiled now.
 set -eu
 cd "$(dirname "$0")"
-export UV_CACHE_DIR=/tmp/uv-cache NPM_CONFIG_CACHE=/tmp/npm-cache
+export UV_CACHE_DIR=/tmp/uv-cache NPM_CONFIG_CACHE=/tmp/npm-cache NODE_DISABLE_COMPILE_CACHE=1
 
 for lock in pypi/*.lock; do
     environment=/opt/mcp/$(basename "$lock" .lock)
