@@ -53,6 +53,8 @@ def make_request_head(scope: Scope, route: Route) -> RequestHead:
         if name == b"content-length":
             lengths.add(value)
         elif name == b"transfer-encoding":
+            if chunked or value.strip().lower() != b"chunked":
+                raise BadHeadError("Of transfer codings only chunked is understood")
             chunked = True
         if name not in dropped:
             lines.append(name + b": " + value)

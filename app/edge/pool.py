@@ -23,7 +23,8 @@ Key = tuple[str, str, int]
 
 
 class Pool:
-    def __init__(self) -> None:
+    def __init__(self, *, idle_s: float = IDLE_S) -> None:
+        self._idle_s = idle_s
         self._idle: defaultdict[Key, list[tuple[Connection, asyncio.TimerHandle]]] = defaultdict(list)
 
     def take(self, key: Key) -> Connection | None:
@@ -55,7 +56,7 @@ class Pool:
         if idle is None or len(idle) >= _IDLE_PER_PORT:
             connection.abort()
             return
-        timer = asyncio.get_running_loop().call_later(IDLE_S, self._expire, key, connection)
+        timer = asyncio.get_running_loop().call_later(self._idle_s, self._expire, key, connection)
         idle.append((connection, timer))
 
     def forget(self, sandbox_id: str) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import httpx
 import pytest
 
+from app.edge.pool import Pool
 from tests.edge.conftest import Front, to
 from tests.edge.serving import Pod, new_address, talking, until
 
@@ -156,3 +157,39 @@ async def test_a_dropped_sandbox_leaves_no_connection_behind(front: Front, pod: 
         assert service.closed == 0
         front.drop(pod.sandbox_id)
         await until(lambda: service.closed == 1)
+
+
+async def test_a_connection_that_stays_idle_is_closed(pod: Pod) -> None:
+    service = Counting()
+    assert pod.address
+    key = (pod.sandbox_id, pod.address, 8000)
+    pool = Pool(idle_s=0.01)
+    async with talking(service, pod.address, 8000):
+        connection = await pool.connect(key)
+        connection.start(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", is_head_request=False)
+        assert (await connection.head()).status == 200
+        assert await connection.read() == (b"ok", False)
+        pool.give_back(key, connection)
+        assert pool.take(key) is connection
+        pool.give_back(key, connection)
+        await until(lambda: service.closed == 1)
+        assert pool.take(key) is None
+
+
+async def test_requests_sent_ahead_are_answered_in_order(front: Front, pod: Pod) -> None:
+    async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + head[4:6])
+
+    assert pod.address
+    async with talking(conversation, pod.address, 8000):
+        reader, writer = await asyncio.open_connection(front.server.host, front.server.port)
+        names = "".join(f"{name}: {value}\r\n" for name, value in to(pod, 8000).items())
+        writer.write("".join(f"GET /{n} HTTP/1.1\r\nHost: x\r\n{names}\r\n" for n in range(3)).encode())
+        async with asyncio.timeout(10):
+            for n in range(3):
+                await reader.readuntil(b"\r\n\r\n")
+                assert await reader.readexactly(2) == f"/{n}".encode()
+        writer.close()
+        await writer.wait_closed()

@@ -255,8 +255,10 @@ async def test_a_service_that_does_not_speak_http_is_a_bad_gateway(
         b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nE2b-Sandbox-Id: {id}\r\nE2b-Sandbox-Port: 8000\r\n"
         b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nxxxxxx",
+        b"POST / HTTP/1.1\r\nHost: x\r\nE2b-Sandbox-Id: {id}\r\nE2b-Sandbox-Port: 8000\r\n"
+        b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     ],
-    ids=["carriage return", "nul", "length and chunks", "two lengths"],
+    ids=["carriage return", "nul", "length and chunks", "two lengths", "gzip"],
 )
 async def test_a_request_that_could_be_read_in_two_ways_is_refused(front: Front, request_bytes: bytes) -> None:
     arrived: list[bytes] = []
