@@ -48,7 +48,6 @@ from app.sandboxes.store import Store
 
 _SWEEP_INTERVAL_S = 15.0
 _LONGEST_SLEEP_S = 30.0
-_LISTEN_DEADLINE_S = 20.0
 _PREPARE_WAIT_S = 20.0
 _REQUESTS_POLL_S = 50.0
 _REQUEST_DEADLINE_S = 55.0
@@ -76,7 +75,10 @@ class Reconciler:
         catalog: Catalog,
         blueprint: Blueprint,
         now: Callable[[], datetime],
+        listen_deadline_s: float = 20.0,
     ) -> None:
+        """`listen_deadline_s` is how long agent and gateway of a started pod may take to listen."""
+        self._listen_deadline_s = listen_deadline_s
         self._store = store
         self._engine = engine
         self._agents = agents
@@ -96,6 +98,8 @@ class Reconciler:
 
     async def run(self, ready: asyncio.Event) -> None:
         """Work until cancelled; `ready` is set once `bring_up` may be called. Pods are left running at the end."""
+        # Before the first create of this process: what is starting now was started by one that is gone.
+        await self._store.abandon_starting()
         async with asyncio.TaskGroup() as self._tasks:
             self._spawn(self._adopt_and_sweep(), "sweep")
             self._spawn(self._expire(), "expire")
@@ -172,12 +176,14 @@ class Reconciler:
             config = make_gateway_config(plan.gateway, sandbox.secrets.mcp_options, pod, sandbox.secrets.mcp_tokens)
             parts["gateway"] = self._gateways.configure(address, pod.secrets.gateway_token, config)
         try:
-            async with asyncio.timeout(_LISTEN_DEADLINE_S), asyncio.TaskGroup() as group:
+            async with asyncio.timeout(self._listen_deadline_s), asyncio.TaskGroup() as group:
                 for part in parts.values():
                     group.create_task(part)
         except (TimeoutError, ExceptionGroup) as error:
             reasons = (
-                error.exceptions if isinstance(error, ExceptionGroup) else [f"no answer in {_LISTEN_DEADLINE_S:g} s"]
+                error.exceptions
+                if isinstance(error, ExceptionGroup)
+                else [f"no answer in {self._listen_deadline_s:g} s"]
             )
             logs = [f"{role}: {await self._engine.logs(pod.id, role, tail=_LOG_TAIL) or 'no output'}" for role in parts]
             raise SandboxFailed(
@@ -191,8 +197,8 @@ class Reconciler:
         # The gateway itself gives up on a server after its own start time-out, so this ends well before 120 s.
         wait_s = 120.0 if options.wait else 0.0
         servers = await self._gateways.status(address, pod.secrets.gateway_token, wait_s=wait_s)
-        if options.on_failure == "fail":
-            _raise_failed(servers)
+        if options.wait and options.on_failure == "fail":
+            _raise_unless_ready(servers)
         return tuple(servers)
 
     async def _bridge_for(self, plan: SandboxPlan) -> bytes | None:
@@ -203,12 +209,14 @@ class Reconciler:
         return self._stdio_bridge
 
     async def _until_prepared(self) -> None:
+        if self._prepared.is_set():
+            return
+        await self._engine.check()
         try:
             async with asyncio.timeout(_PREPARE_WAIT_S):
                 await self._prepared.wait()
         except TimeoutError:
-            await self._engine.check()
-            raise EngineUnavailable("The container engine's networks could not be prepared yet.") from None
+            raise EngineUnavailable("its networks could not be prepared yet, for the reason in the log.") from None
 
     # -- stopping ---------------------------------------------------------------------------------------------------
 
@@ -263,7 +271,6 @@ class Reconciler:
     # -- adopting and sweeping --------------------------------------------------------------------------------------
 
     async def _adopt_and_sweep(self) -> None:
-        await self._store.abandon_starting()
         while True:
             try:
                 await self._sweep()
@@ -355,7 +362,7 @@ class Reconciler:
         await self._gateways.configure(live.address, live.pod.secrets.gateway_token, config)
         servers = await self._gateways.status(live.address, live.pod.secrets.gateway_token, wait_s=_REQUEST_DEADLINE_S)
         if options.on_failure == "fail":
-            _raise_failed(servers)
+            _raise_unless_ready(servers)
 
     # -- tasks ------------------------------------------------------------------------------------------------------
 
@@ -386,8 +393,8 @@ def _agent_init(sandbox: Sandbox, pod: PodRecord) -> dict[str, Any]:
     return body
 
 
-def _raise_failed(servers: Sequence[ServerStatus]) -> None:
-    """Raises: ServerStartFailed if one of them failed, with the last lines of each."""
+def _raise_unless_ready(servers: Sequence[ServerStatus]) -> None:
+    """Raises: ServerStartFailed if one of them is not ready, with the last lines of each."""
     failed = [server for server in servers if server.state != "ready"]
     if not failed:
         return

@@ -1,0 +1,67 @@
+"""Pods without containers: the doors of agent and gateway behind an HTTP transport, as the house plan has them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import orjson
+
+
+@dataclass
+class PodInMemory:
+    inits: list[dict[str, Any]] = field(default_factory=list)
+    configs: list[dict[str, Any]] = field(default_factory=list)
+    requests: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
+    settled: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
+
+
+class PodTransport(httpx.AsyncBaseTransport):
+    """Answers for every pod by its address."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, PodInMemory] = {}
+        self.failing: dict[str, list[str]] = {}
+        """Servers that do not come up, with their last stderr lines."""
+        self.never_ready: set[str] = set()
+        self.is_silent = False
+        """While set, nothing in any pod listens."""
+
+    def pod(self, address: str) -> PodInMemory:
+        return self.pods.setdefault(address, PodInMemory())
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.is_silent:
+            raise httpx.ConnectError("refused", request=request)
+        pod = self.pod(request.url.host)
+        body = orjson.loads(await request.aread() or b"{}")
+        match request.method, request.url.port, request.url.path:
+            case "GET", 49983, "/health":
+                return httpx.Response(204)
+            case "POST", 49983, "/init":
+                pod.inits.append({"control": request.headers["X-Control-Token"], **body})
+                return httpx.Response(204)
+            case _, 50006, _ if "Authorization" not in request.headers:
+                return httpx.Response(401)
+            case "PUT", 50006, "/config":
+                pod.configs.append({"control": request.headers["Authorization"], **body})
+                return httpx.Response(200, json=self._status(pod))
+            case "GET", 50006, "/status":
+                return httpx.Response(200, json=self._status(pod))
+            case "GET", 50006, "/requests":
+                return httpx.Response(200, json={"requests": [await pod.requests.get()]})
+            case "POST", 50006, path if path.startswith("/requests/"):
+                await pod.settled.put({"id": path.removeprefix("/requests/"), **body})
+                return httpx.Response(204)
+        return httpx.Response(404)
+
+    def _status(self, pod: PodInMemory) -> dict[str, Any]:
+        names = [server["name"] for server in pod.configs[-1]["servers"]] if pod.configs else []
+        return {"servers": [self._server(name) for name in names]}
+
+    def _server(self, name: str) -> dict[str, Any]:
+        if name in self.failing:
+            return {"name": name, "state": "failed", "message": "exited with code 3", "stderr": self.failing[name]}
+        return {"name": name, "state": "starting" if name in self.never_ready else "ready", "stderr": []}
