@@ -1,18 +1,18 @@
 """Pods on Docker Engine 20.10 and later, with nothing but the engine's API.
 
-Verbs for different pods run side by side. A `stop` ends a `start` of the same pod that is under way, and waits for
-what a cancelled or ended one still has in its threads, so nothing is made behind its back.
+Verbs for different pods run side by side. For one pod, a `start` waits for an earlier one, and a `stop` ends it; both
+wait for what a cancelled start still has in its threads, so nothing is made behind their back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any
 
 import docker
-from docker.errors import ImageNotFound, NotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 
 from app.engines import docker_pods
 from app.engines.docker_client import DockerClient
@@ -21,11 +21,12 @@ from app.engines.docker_networks import DockerNetworks
 from app.engines.docker_pods import PodNetwork
 from app.engines.interface import ContainerSpec, ContainerState, EngineInfo, Pod, PodSpec
 from app.engines.network_guard import AllowedTarget
+from app.engines.pod_start import PodStart
 from app.errors import EngineError
 
-T = TypeVar("T")
-
 _CHECK_TIMEOUT_S = 5
+_SWEEPS = 10
+"""Rounds of a stop. Two are the rule; more while the engine still carries out what a killed control plane began."""
 
 
 class DockerEngine:
@@ -59,7 +60,9 @@ class DockerEngine:
             guard_image=guard_image,
             allowed=[AllowedTarget.parse(entry) for entry in egress_allow],
         )
-        self._starts: dict[str, _Start] = {}
+        self._starts: dict[str, PodStart] = {}
+        self._is_swept = False
+        """Whether volumes that an earlier control plane left are gone. Later, those of a pod that starts look alike."""
 
     async def check(self) -> EngineInfo:
         version = await self._client.call(
@@ -69,6 +72,9 @@ class DockerEngine:
 
     async def prepare(self) -> None:
         await self._networks.prepare()
+        if not self._is_swept:
+            await self._remove_orphaned_volumes()
+            self._is_swept = True
 
     async def has_image(self, image: str) -> bool:
         def inspect(api: docker.APIClient) -> bool:
@@ -85,20 +91,21 @@ class DockerEngine:
 
     async def start(self, spec: PodSpec) -> Pod:
         network = self._networks.for_pod(egress=spec.egress)
-        if spec.pod_id in self._starts:
-            raise EngineError(f"Pod {spec.pod_id} is being started already.")
-        start = self._starts[spec.pod_id] = _Start(self._client, spec, on_settled=self._forget)
+        while earlier := self._starts.get(spec.pod_id):
+            await earlier.settled()
+        start = PodStart(self._client, spec.pod_id, on_settled=lambda: self._forget(spec.pod_id))
+        self._starts[spec.pod_id] = start
         try:
             return await self._start(start, spec, network)
         finally:
             start.end()
 
-    async def _start(self, start: _Start, spec: PodSpec, network: PodNetwork) -> Pod:
+    async def _start(self, start: PodStart, spec: PodSpec, network: PodNetwork) -> Pod:
         owner, *others = spec.containers
         states = await self._states(start, spec)
         if states and states.get(owner.role) not in ("created", "running", "paused"):
             # The others hold on to a network namespace that is gone.
-            await start.call(lambda api: self._remove(api, spec.pod_id), doing="remove what is left of it")
+            await start.call(lambda api: self._remove_all(api, spec.pod_id), doing="remove what is left of it")
             states = {}
         await start.call(lambda api: self._make_volumes(api, spec), doing="make volumes")
 
@@ -129,12 +136,12 @@ class DockerEngine:
             await run(container)
         return await self._running(start, spec)
 
-    async def _states(self, start: _Start, spec: PodSpec) -> dict[str, ContainerState]:
+    async def _states(self, start: PodStart, spec: PodSpec) -> dict[str, ContainerState]:
         pods = await start.call(lambda api: self._pods(api, spec.pod_id), doing="look for its containers")
         pod = pods.get(spec.pod_id)
         return {c.role: c.state for c in pod.containers if c.state != "absent"} if pod else {}
 
-    async def _running(self, start: _Start, spec: PodSpec) -> Pod:
+    async def _running(self, start: PodStart, spec: PodSpec) -> Pod:
         pods = await start.call(lambda api: self._pods(api, spec.pod_id), doing="look at its containers")
         pod = pods.get(spec.pod_id)
         if pod is None:
@@ -148,21 +155,17 @@ class DockerEngine:
         return pod
 
     async def stop(self, pod_id: str) -> None:
-        start = self._starts.get(pod_id)
-        if start is not None:
+        while start := self._starts.get(pod_id):
             start.abandon()
             await start.settled()
-        containers = await self._client.call(
-            lambda api: [item["Id"] for item in self._list(api, pod_id)], doing=f"look for containers of pod {pod_id}"
-        )
-
-        async def remove(container: str) -> None:
-            await self._client.call(
-                lambda api: remove_container(api, container), doing=f"remove a container of pod {pod_id}"
+        for _ in range(_SWEEPS):
+            containers = await self._client.call(
+                lambda api: self._list(api, pod_id), doing=f"look for containers of pod {pod_id}"
             )
-
-        await _all_of([remove(container) for container in containers])
-        await self._client.call(lambda api: self._remove_volumes(api, pod_id), doing=f"remove volumes of pod {pod_id}")
+            if not containers and await self._remove_volumes(pod_id):
+                return
+            await _all_of([self._remove(container["Id"], pod_id) for container in containers])
+        raise EngineError(f"Pod {pod_id} could not be removed: something goes on making containers of it.")
 
     async def observe(self) -> Mapping[str, Pod]:
         return await self._client.call(self._pods, doing="list the sandboxes' containers")
@@ -181,15 +184,36 @@ class DockerEngine:
         """Stop every pod and remove the networks and the rules: nothing of this installation stays but images."""
         for pod_id in await self.observe():
             await self.stop(pod_id)
-        await self._client.call(lambda api: self._remove_volumes(api, None), doing="remove leftover volumes")
+        await self._remove_orphaned_volumes()
         await self._networks.remove()
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    def _forget(self, start: _Start) -> None:
-        if self._starts.get(start.pod_id) is start:
-            del self._starts[start.pod_id]
+    async def _remove(self, container: str, pod_id: str) -> None:
+        await self._client.call(
+            lambda api: remove_container(api, container), doing=f"remove a container of pod {pod_id}"
+        )
+
+    async def _remove_volumes(self, pod_id: str) -> bool:
+        """False if a container holds one that the caller has not seen."""
+
+        def remove(api: docker.APIClient) -> bool:
+            return [volume for volume in self._volumes(api, pod_id) if not _remove_volume(api, volume)] == []
+
+        return await self._client.call(remove, doing=f"remove volumes of pod {pod_id}")
+
+    async def _remove_orphaned_volumes(self) -> None:
+        """Those of pods without a container, which `observe` does not show: what a stop that was cut short leaves."""
+
+        def remove(api: docker.APIClient) -> None:
+            for volume in self._volumes(api):
+                _remove_volume(api, volume)
+
+        await self._client.call(remove, doing="remove volumes without a pod")
+
+    def _forget(self, pod_id: str) -> None:
+        del self._starts[pod_id]
 
     # What follows runs in a thread.
 
@@ -200,6 +224,10 @@ class DockerEngine:
 
     def _pods(self, api: docker.APIClient, pod_id: str | None = None) -> dict[str, Pod]:
         return docker_pods.pods_from_listing(self._list(api, pod_id))
+
+    def _volumes(self, api: docker.APIClient, pod_id: str | None = None) -> list[str]:
+        filters = docker_pods.label_filter(self._installation, pod_id)
+        return [volume["Name"] for volume in api.volumes(filters=filters)["Volumes"] or ()]
 
     def _make_volumes(self, api: docker.APIClient, spec: PodSpec) -> None:
         for volume in sorted({name for container in spec.containers for name in container.volumes}):
@@ -218,63 +246,9 @@ class DockerEngine:
             name = docker_pods.container_name(spec.pod_id, container.role)
             api.put_archive(name, "/", docker_pods.archive(container.files))
 
-    def _remove(self, api: docker.APIClient, pod_id: str) -> None:
+    def _remove_all(self, api: docker.APIClient, pod_id: str) -> None:
         for item in self._list(api, pod_id):
             remove_container(api, item["Id"])
-
-    def _remove_volumes(self, api: docker.APIClient, pod_id: str | None) -> None:
-        filters = docker_pods.label_filter(self._installation, pod_id)
-        for volume in api.volumes(filters=filters)["Volumes"] or ():
-            try:
-                api.remove_volume(volume["Name"])
-            except NotFound:
-                continue
-
-
-class _Start:
-    """One start of a pod: its calls to the engine, which outlive its cancellation, and a way to end it from outside."""
-
-    def __init__(self, client: DockerClient, spec: PodSpec, *, on_settled: Callable[[_Start], None]) -> None:
-        self.pod_id = spec.pod_id
-        self._client = client
-        self._running: set[asyncio.Future[Any]] = set()
-        self._is_abandoned = False
-        self._has_ended = False
-        self._settled = asyncio.Event()
-        self._on_settled = on_settled
-
-    async def call(self, work: Callable[[docker.APIClient], T], *, doing: str, image: str = "") -> T:
-        """As DockerClient.call. Raises EngineError once the start is abandoned."""
-        if self._is_abandoned:
-            raise EngineError(f"Pod {self.pod_id} was stopped while it was being started.")
-        doing = f"start pod {self.pod_id}: {doing}"
-        future = self._client.submit(work, doing=doing, image=image)
-        self._running.add(future)
-        future.add_done_callback(self._one_done)
-        # Shielded, because cancelling the future would hide that its thread goes on.
-        return await self._client.bounded(asyncio.shield(future), doing=doing)
-
-    def abandon(self) -> None:
-        self._is_abandoned = True
-
-    def end(self) -> None:
-        self._has_ended = True
-        self._settle()
-
-    async def settled(self) -> None:
-        """Returns once the start has ended and none of its threads is at work; they are bounded by the client."""
-        await self._settled.wait()
-
-    def _one_done(self, future: asyncio.Future[Any]) -> None:
-        self._running.discard(future)
-        if not future.cancelled():
-            future.exception()  # whoever waited for it may be gone; nobody is left to hear of it
-        self._settle()
-
-    def _settle(self) -> None:
-        if self._has_ended and not self._running:
-            self._settled.set()
-            self._on_settled(self)
 
 
 async def _all_of(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -288,6 +262,19 @@ async def _all_of(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
     else:
         return
     raise first
+
+
+def _remove_volume(api: docker.APIClient, volume: str) -> bool:
+    """False if a container holds it, running or not."""
+    try:
+        api.remove_volume(volume)
+    except NotFound:
+        return True
+    except APIError as error:
+        if error.status_code != 409:
+            raise
+        return False
+    return True
 
 
 def _image_config(api: docker.APIClient, image: str) -> Mapping[str, Any]:

@@ -63,10 +63,13 @@ class DockerNetworks:
         if self._sysctls is None:
             raise EngineError("The sandboxes' networks are not prepared yet.")
         if egress:
-            return PodNetwork(self._names.egress_network, self._sysctls, dns=())
+            return PodNetwork(self._names.egress_network, self._sysctls)
         # Up to Engine 26.0 name queries leave even an internal network when the host's resolver is on its loopback
-        # (CVE-2024-29018). With the pod's own loopback as resolver they fail, and at once.
-        return PodNetwork(self._names.offline_network, self._sysctls, dns=("127.0.0.1",))
+        # (CVE-2024-29018), but not towards a name server that is given. The pod's own loopback is none; Docker answers
+        # nothing then, so the options keep a look-up from taking 10 s to fail.
+        return PodNetwork(
+            self._names.offline_network, self._sysctls, dns=("127.0.0.1",), dns_options=("timeout:1", "attempts:1")
+        )
 
     async def remove(self) -> None:
         """Remove networks and rules. Safe to repeat; the networks must be empty."""
@@ -93,7 +96,7 @@ class DockerNetworks:
                 driver="bridge",
                 internal=name == self._names.offline_network,
                 check_duplicate=True,
-                ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet))]),
+                ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet), gateway=str(subnet[1]))]),
                 options={
                     "com.docker.network.bridge.name": wanted[name],
                     "com.docker.network.bridge.enable_icc": "false",

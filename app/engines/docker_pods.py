@@ -37,8 +37,10 @@ class PodNetwork:
 
     name: str
     sysctls: Mapping[str, str]
-    dns: tuple[str, ...]
+    dns: tuple[str, ...] = ()
     """Name servers instead of the engine's own; empty for those."""
+    dns_options: tuple[str, ...] = ()
+    """As in resolv.conf(5)."""
 
 
 def container_name(pod_id: str, role: str) -> str:
@@ -113,6 +115,7 @@ def host_arguments(
             "network_mode": network.name,
             "sysctls": dict(network.sysctls),
             "dns": list(network.dns),
+            "dns_opt": list(network.dns_options),
         }
     else:
         # By name, which is known before the owner is made, and as good as its id: a new owner means a new pod.

@@ -1,0 +1,298 @@
+"""What a container on Docker gets and is denied, seen from inside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+
+import docker
+import pytest
+
+from app.engines.docker_engine import DockerEngine
+from app.engines.docker_pods import container_labels
+from app.engines.interface import File, Limits
+from app.errors import EngineError
+from tests.engine.subjects import PROGRAM, DockerSubject, container, pod, states, until
+
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
+
+_DAC_OVERRIDE = 1 << 1
+_SETUID = 1 << 7
+"""Bits of capability sets as in linux/capability.h."""
+
+
+@pytest.fixture
+def image_with_entrypoint(docker_api: docker.APIClient, base_image: str) -> Iterator[str]:
+    made = docker_api.create_container(base_image, command=["true"])["Id"]
+    repository, tag = "sandgate-tests/entrypoint", str(os.getpid())
+    config = {"Entrypoint": ["sh", "-c", "sleep infinity"], "Cmd": ["own", "arguments"], "Labels": {"of": "the image"}}
+    docker_api.commit(made, repository, tag, conf=config)
+    docker_api.remove_container(made)
+    yield f"{repository}:{tag}"
+    docker_api.remove_image(f"{repository}:{tag}", force=True)
+
+
+async def test_files_are_there_before_the_program_starts_with_owner_and_mode(docker_subject: DockerSubject) -> None:
+    files = (
+        File(path="/run/sandgate/token", content=b"secret"),
+        File(path="/etc/deep/er/app.conf", content=b"x", mode=0o640, uid=1000),
+    )
+    program = ("sh", "-c", "cat /run/sandgate/token; echo; sleep infinity")
+    await docker_subject.engine.start(pod("files", container(docker_subject.image, files=files, command=program)))
+
+    async def has_read_it() -> bool:
+        return await docker_subject.engine.logs("files", "only", tail=1) == "secret\n"
+
+    await until(has_read_it)
+    paths = ["/run/sandgate", "/run/sandgate/token", "/etc/deep", "/etc/deep/er", "/etc/deep/er/app.conf"]
+    assert await docker_subject.output_of("files", "only", "stat", "-c", "%u:%g %a %n", *paths) == (
+        "0:0 755 /run/sandgate\n"
+        "0:0 400 /run/sandgate/token\n"
+        "0:0 755 /etc/deep\n"
+        "0:0 755 /etc/deep/er\n"
+        "1000:1000 640 /etc/deep/er/app.conf"
+    )
+
+
+async def test_files_go_into_a_container_whose_start_was_cut_before_it_came_to_them(
+    docker_subject: DockerSubject,
+) -> None:
+    spec = pod("late", container(docker_subject.image, files=(File(path="/run/token", content=b"there"),)))
+    labels = container_labels(docker_subject.installation, spec, "only")
+    made = docker_subject.api.create_container(
+        docker_subject.image, command=list(PROGRAM), name="sandgate-late-only", labels=labels
+    )["Id"]
+    await docker_subject.engine.start(spec)
+    assert (await docker_subject.inspect("late", "only"))["Id"] == made
+    assert await docker_subject.output_of("late", "only", "cat", "/run/token") == "there"
+
+
+async def test_environment_user_and_host_name_are_set(docker_subject: DockerSubject) -> None:
+    await docker_subject.engine.start(pod("env", container(docker_subject.image, env={"KEY": "a value"}, user="user")))
+    program = "import os, pwd; print(os.environ['KEY'], pwd.getpwuid(os.getuid()).pw_name, os.uname().nodename)"
+    code, output = await docker_subject.run("env", "only", ["python3", "-c", program])
+    assert (code, output.strip()) == (0, "a value user sandbox")
+
+
+async def test_a_prefix_stands_in_front_of_the_images_own_entrypoint_and_command(
+    docker_subject: DockerSubject, image_with_entrypoint: str
+) -> None:
+    prefixed = container(image_with_entrypoint, entrypoint_prefix=("env", "--"), command=None)
+    started = await docker_subject.engine.start(pod("prefix", prefixed))
+    found = await docker_subject.inspect("prefix", "only")
+    assert [found["Path"], *found["Args"]] == ["env", "--", "sh", "-c", "sleep infinity", "own", "arguments"]
+    assert started.labels == {}
+
+
+async def test_a_command_replaces_the_images_own_behind_a_prefix(
+    docker_subject: DockerSubject, image_with_entrypoint: str
+) -> None:
+    prefixed = container(image_with_entrypoint, entrypoint_prefix=("env", "--"), command=("given",))
+    await docker_subject.engine.start(pod("command", prefixed))
+    found = await docker_subject.inspect("command", "only")
+    assert [found["Path"], *found["Args"]] == ["env", "--", "sh", "-c", "sleep infinity", "given"]
+
+
+async def test_only_the_named_capabilities_are_kept(docker_subject: DockerSubject) -> None:
+    none = container(docker_subject.image, "none")
+    some = container(docker_subject.image, "some", capabilities=("SETUID", "DAC_OVERRIDE"))
+    await docker_subject.engine.start(pod("caps", none, some))
+    program = "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('CapBnd')))"
+    assert int(await docker_subject.python("caps", "none", program), 16) == 0
+    assert int(await docker_subject.python("caps", "some", program), 16) == _SETUID | _DAC_OVERRIDE
+
+
+async def test_raw_sockets_are_refused(docker_subject: DockerSubject) -> None:
+    await docker_subject.engine.start(pod("raw", container(docker_subject.image)))
+    program = "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)"
+    code, output = await docker_subject.run("raw", "only", ["python3", "-c", program])
+    assert code == 1
+    assert "PermissionError" in output
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_new_privileges_are_denied_unless_asked_for(docker_subject: DockerSubject, allowed: bool) -> None:
+    await docker_subject.engine.start(pod("nnp", container(docker_subject.image, new_privileges=allowed)))
+    status = await docker_subject.output_of("nnp", "only", "grep", "NoNewPrivs", "/proc/1/status")
+    assert status.split()[1] == ("0" if allowed else "1")
+
+
+async def test_the_memory_limit_holds_without_swap(docker_subject: DockerSubject) -> None:
+    await docker_subject.engine.start(
+        pod("memory", container(docker_subject.image, limits=Limits(memory_mib=64, cpus=1, pids=64)))
+    )
+    code, _ = await docker_subject.run("memory", "only", ["python3", "-c", "bytearray(b'x' * (256 << 20))"])
+    assert code == 137
+
+
+async def test_the_process_limit_holds(docker_subject: DockerSubject) -> None:
+    await docker_subject.engine.start(
+        pod("pids", container(docker_subject.image, limits=Limits(memory_mib=128, cpus=1, pids=16)))
+    )
+    program = "import os, signal\nfor _ in range(32):\n    if os.fork() == 0: signal.pause()"
+    code, output = await docker_subject.run("pids", "only", ["python3", "-c", program])
+    assert code == 1
+    assert "BlockingIOError" in output
+
+
+async def test_the_cpu_limit_is_a_share_of_time_even_above_the_hosts_cpus(docker_subject: DockerSubject) -> None:
+    some = container(docker_subject.image, "some", limits=Limits(memory_mib=128, cpus=0.5, pids=64))
+    many = container(docker_subject.image, "many", limits=Limits(memory_mib=128, cpus=512, pids=64))
+    await docker_subject.engine.start(pod("cpu", some, many))
+    script = "cat /sys/fs/cgroup/cpu.max 2>/dev/null || cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us"
+    quotas = [await docker_subject.output_of("cpu", role, "sh", "-c", script) for role in ("some", "many")]
+    assert [quota.split()[0] for quota in quotas] == ["50000", "51200000"]
+
+
+async def test_containers_of_a_pod_share_localhost_and_nothing_else(docker_subject: DockerSubject) -> None:
+    serving = ("python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", "/etc", "50005")
+    gateway = container(
+        docker_subject.image, "gateway", command=serving, files=(File(path="/run/gateway-only", content=b"x"),)
+    )
+    every = ("SYS_PTRACE", "DAC_OVERRIDE", "DAC_READ_SEARCH", "CHOWN", "SETUID", "SETGID", "KILL")
+    workspace = container(docker_subject.image, "workspace", capabilities=every, new_privileges=True)
+    await docker_subject.engine.start(pod("apart", gateway, workspace))
+
+    async def answers() -> bool:
+        request = ["curl", "-sf", "http://127.0.0.1:50005/debian_version"]
+        return (await docker_subject.run("apart", "workspace", request))[0] == 0
+
+    await until(answers)
+    processes = await docker_subject.output_of("apart", "workspace", "sh", "-c", "cat /proc/[0-9]*/cmdline")
+    assert "while !" in processes
+    assert "http.server" not in processes
+    code, _ = await docker_subject.run("apart", "workspace", ["test", "-e", "/run/gateway-only"])
+    assert code == 1
+
+
+async def test_a_volume_is_shared_by_those_who_mount_it_and_in_memory(docker_subject: DockerSubject) -> None:
+    writer = container(docker_subject.image, "writer", volumes={"shared": "/here"}, user="nobody")
+    reader = container(docker_subject.image, "reader", volumes={"shared": "/there"})
+    stranger = container(docker_subject.image, "stranger")
+    await docker_subject.engine.start(pod("volume", writer, reader, stranger))
+    await docker_subject.output_of("volume", "writer", "sh", "-c", "echo hello > /here/note")
+    assert await docker_subject.output_of("volume", "reader", "cat", "/there/note") == "hello"
+    facts = await docker_subject.output_of("volume", "reader", "stat", "-f", "-c", "%T", "/there")
+    mode = await docker_subject.output_of("volume", "reader", "stat", "-c", "%a", "/there")
+    assert (facts, mode) == ("tmpfs", "1777")
+    mounts = await docker_subject.output_of("volume", "stranger", "cat", "/proc/mounts")
+    assert "/here" not in mounts
+    assert "/there" not in mounts
+
+
+async def test_a_stop_removes_containers_and_volumes(docker_subject: DockerSubject) -> None:
+    spec = pod("clean", container(docker_subject.image, "a", volumes={"v": "/v"}), container(docker_subject.image, "b"))
+    await docker_subject.engine.start(spec)
+    assert len(await docker_subject.leftovers("clean")) == 3
+    await docker_subject.engine.stop("clean")
+    assert await docker_subject.leftovers("clean") == []
+
+
+async def test_a_stop_removes_paused_containers(docker_subject: DockerSubject) -> None:
+    await docker_subject.engine.start(pod("paused", container(docker_subject.image)))
+    await asyncio.to_thread(docker_subject.api.pause, "sandgate-paused-only")
+    assert states((await docker_subject.engine.observe())["paused"]) == {"only": "paused"}
+    await docker_subject.engine.stop("paused")
+    assert await docker_subject.leftovers("paused") == []
+
+
+async def test_starting_a_running_pod_keeps_its_containers_and_replaces_only_the_lost(
+    docker_subject: DockerSubject,
+) -> None:
+    spec = pod("keep", container(docker_subject.image, "a"), container(docker_subject.image, "b"))
+    await docker_subject.engine.start(spec)
+    before = [(await docker_subject.inspect("keep", role))["Id"] for role in "ab"]
+    await docker_subject.remove_container("keep", "b")
+    await docker_subject.engine.start(spec)
+    after = [(await docker_subject.inspect("keep", role))["Id"] for role in "ab"]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
+async def test_a_paused_container_goes_on(docker_subject: DockerSubject) -> None:
+    spec = pod("thaw", container(docker_subject.image))
+    await docker_subject.engine.start(spec)
+    await asyncio.to_thread(docker_subject.api.pause, "sandgate-thaw-only")
+    assert (await docker_subject.engine.start(spec)).is_running
+
+
+async def test_a_program_that_cannot_run_is_seen_with_its_code_and_reason(docker_subject: DockerSubject) -> None:
+    broken = container(docker_subject.image, "broken", command=("no-such-program",))
+    # Whether it still runs when the start looks is up to the scheduler.
+    with suppress(EngineError):
+        await docker_subject.engine.start(pod("broken", container(docker_subject.image, "whole"), broken))
+
+    async def has_exited() -> bool:
+        return states((await docker_subject.engine.observe())["broken"])["broken"] == "exited"
+
+    await until(has_exited)
+    assert (await docker_subject.engine.observe())["broken"].containers[1].exit_code == 127
+    assert "no-such-program" in await docker_subject.engine.logs("broken", "broken", tail=5)
+
+
+async def test_another_installation_sees_and_stops_nothing_of_ours(
+    docker_subject: DockerSubject, base_image: str
+) -> None:
+    running = await docker_subject.engine.start(pod("ours", container(docker_subject.image)))
+    other = DockerEngine(f"{docker_subject.installation}-other", guard_image=base_image)
+    try:
+        assert await other.observe() == {}
+        await other.stop("ours")
+    finally:
+        await other.aclose()
+    assert await docker_subject.engine.observe() == {"ours": running}
+
+
+async def test_a_new_engine_object_finds_what_an_earlier_one_started(
+    docker_subject: DockerSubject, base_image: str
+) -> None:
+    running = await docker_subject.engine.start(pod("kept", container(docker_subject.image), labels={"k": "v"}))
+    restarted = DockerEngine(docker_subject.installation, guard_image=base_image)
+    try:
+        assert await restarted.observe() == {"kept": running}
+        await restarted.stop("kept")
+    finally:
+        await restarted.aclose()
+    assert await docker_subject.leftovers("kept") == []
+
+
+async def test_a_control_plane_killed_in_mid_start_leaves_what_a_stop_removes(
+    docker_subject: DockerSubject, base_image: str
+) -> None:
+    program = f"""
+import asyncio
+from app.engines.docker_engine import DockerEngine
+from tests.engine.subjects import container, pod
+
+async def start():
+    engine = DockerEngine({docker_subject.installation!r}, guard_image={base_image!r})
+    await engine.prepare()
+    await engine.start(pod("killed", *(container({base_image!r}, f"c{{n}}", volumes={{"v": "/v"}}) for n in range(4))))
+
+asyncio.run(start())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
+
+    async def is_begun() -> bool:
+        return "killed" in await docker_subject.engine.observe() or process.returncode is not None
+
+    await until(is_begun)
+    process.kill()
+    await process.wait()
+    assert not (await docker_subject.engine.observe())["killed"].is_running
+    await docker_subject.engine.stop("killed")
+    assert await docker_subject.leftovers("killed") == []
+
+
+async def test_reading_a_file_follows_links_and_leaves_no_container(docker_subject: DockerSubject) -> None:
+    assert b"Debian" in await docker_subject.engine.read_file(docker_subject.image, "/etc/os-release")
+    helpers = {"label": f"sandgate.helper={docker_subject.installation}"}
+    assert await asyncio.to_thread(docker_subject.api.containers, all=True, filters=helpers) == []
+
+
+async def test_a_directory_is_not_read_as_a_file(docker_subject: DockerSubject) -> None:
+    with pytest.raises(EngineError, match="not a regular file"):
+        await docker_subject.engine.read_file(docker_subject.image, "/etc")
