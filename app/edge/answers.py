@@ -20,6 +20,9 @@ _PAGE = """<!doctype html>
 </body></html>
 """
 
+_BAD_GATEWAY = 1014
+"""WebSocket close code, IANA registry."""
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -62,12 +65,10 @@ def broken_off(sandbox_id: str, port: int) -> Refusal:
 
 async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
     """Answers an HTTP request or a WebSocket handshake; in HTML if a browser navigates, otherwise in JSON."""
-    prefix = "http.response"
-    if scope["type"] == "websocket":
-        if prefix.replace("http", "websocket.http") not in scope.get("extensions", {}):
-            await send({"type": "websocket.close", "code": 1014, "reason": refusal.message})
-            return
-        prefix = "websocket.http.response"
+    prefix = "http.response" if scope["type"] == "http" else "websocket.http.response"
+    if scope["type"] == "websocket" and prefix not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": _BAD_GATEWAY, "reason": refusal.message})
+        return
     as_page = scope.get("method") in ("GET", "HEAD") and _is_navigation(scope["headers"])
     body = refusal.page() if as_page else refusal.json()
     content_type = b"text/html; charset=utf-8" if as_page else b"application/json"

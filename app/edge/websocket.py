@@ -93,17 +93,25 @@ class WebSocketExchange:
         return None
 
     def _make_client(self) -> ClientConnection:
-        host = next((value for name, value in self._scope["headers"] if name == b"host"), b"localhost")
-        split = urlsplit("//" + host.decode("latin-1"))
+        host, port = self._host()
         uri = WebSocketURI(
             secure=False,
-            host=split.hostname or "localhost",
-            port=split.port or 80,
+            host=host,
+            port=port,
             path=self._route.path.decode("latin-1"),
             query=self._scope["query_string"].decode("latin-1"),
         )
         protocol = ClientProtocol(uri, subprotocols=self._scope["subprotocols"] or None, max_size=_MESSAGE_LIMIT)
         return ClientConnection(protocol, ping_interval=None, close_timeout=_CLOSE_TIMEOUT_S, max_queue=4)
+
+    def _host(self) -> tuple[str, int]:
+        """What the client sent as `Host`, from which the library makes the pod's."""
+        value = next((value for name, value in self._scope["headers"] if name == b"host"), b"")
+        try:
+            split = urlsplit("//" + value.decode("latin-1"))
+            return split.hostname or "localhost", split.port or 80
+        except ValueError:
+            return "localhost", 80
 
     def _request_headers(self) -> list[tuple[str, str]]:
         dropped = HOP_BY_HOP | {b"host"} | named_by_connection(self._scope["headers"])
@@ -142,7 +150,9 @@ class WebSocketExchange:
             if self._over:
                 return
             self._over = True
-            code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (_BAD_GATEWAY, "")
+            # The library has sent one first if the pod broke the protocol or its message was too big.
+            frame = closed.rcvd or closed.sent
+            code, reason = (frame.code, frame.reason) if frame else (_BAD_GATEWAY, "")
             code = 1000 if code == _NO_STATUS else code
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
 

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from tests.edge.conftest import DOMAIN, Front, to
-from tests.edge.serving import Pod, new_address, talking, until
+from tests.edge.serving import Pod, new_address, talking, until, with_lifespan
 
 
 def ws(front: Front, path: str = "/") -> str:
@@ -150,6 +150,39 @@ async def test_a_pod_that_is_lost_is_a_bad_gateway(front: Front) -> None:
 def accept_for(key: bytes) -> bytes:
     """RFC 6455, section 4.2.2."""
     return base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+
+
+async def test_a_message_from_the_pod_that_is_too_big_closes_with_1009(front: Front) -> None:
+    @with_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "bytes": bytes(16 * 1024 * 1024 + 1)})
+
+    pod = front.sandbox(app, port=8888)
+    async with connect(ws(front), additional_headers=to(pod, 8888), proxy=None) as client:
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1009
+
+
+@pytest.mark.parametrize("host", ["x:port", "[::1", "a b", "x:99999", ""])
+async def test_an_odd_host_does_no_harm(front: Front, host: str) -> None:
+    pod = front.sandbox(Echo(), port=8888)
+    handshake = {
+        "Host": host,
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (to(pod, 8888) | handshake).items())
+    reader, writer = await asyncio.open_connection(front.server.host, front.server.port)
+    writer.write(f"GET / HTTP/1.1\r\n{lines}\r\n".encode())
+    async with asyncio.timeout(10):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 101")
+    writer.close()
+    await writer.wait_closed()
 
 
 async def test_a_refused_handshake_is_passed_on(front: Front) -> None:
