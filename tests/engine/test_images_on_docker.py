@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import queue
+import re
+import ssl
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import docker
 import pytest
-from docker.errors import ImageNotFound
+from docker.errors import ContainerError, ImageNotFound
 
 from app.engines.images import BuildProgress, ImageBuilder, ImageBuildError, ImageTags
+from app.errors import EngineError
 from app.settings import ROOT, Settings
 
 pytestmark = pytest.mark.docker
@@ -52,6 +58,7 @@ class TinyImages:
     def __init__(self, client: docker.DockerClient, source: Path, base_image: str) -> None:
         self.source = source
         self._client = client
+        self._base_image = base_image
         self._builder = ImageBuilder(client, source, base_image=base_image, ca_bundle=None)
         self._made: set[str] = set()
         for folder in ("base", "servers", "workspace", "gateway", "stdio_bridge"):
@@ -67,12 +74,24 @@ class TinyImages:
     def missing(self) -> list[str]:
         return self._builder.missing()
 
-    def build(self) -> tuple[ImageTags, set[str]]:
+    def build(self, report: Callable[[BuildProgress], None] = lambda _: None) -> tuple[ImageTags, set[str]]:
         """The tags, and which images were built for them."""
         self._made.update(self._builder.missing())
-        seen: list[BuildProgress] = []
-        tags = self._builder.build(seen.append)
-        return tags, {progress.image for progress in seen}
+        built: set[str] = set()
+
+        def note(progress: BuildProgress) -> None:
+            built.add(progress.image)
+            report(progress)
+
+        return self._builder.build(note), built
+
+    @contextmanager
+    def another_builder(self) -> Iterator[ImageBuilder]:
+        client = docker.from_env()
+        try:
+            yield ImageBuilder(client, self.source, base_image=self._base_image, ca_bundle=None)
+        finally:
+            client.close()
 
     def remove(self) -> None:
         for tag in sorted(self._made, key=lambda tag: tag.startswith("sandgate/base")):
@@ -147,14 +166,21 @@ def test_a_dockerfile_that_cannot_be_read_is_an_error_about_its_image(tiny: Tiny
         tiny.build()
 
 
-def test_a_build_waits_for_another_one_of_the_same_sources(tiny: TinyImages) -> None:
-    lines: queue.Queue[str] = queue.Queue()
-    tiny.set_dockerfile("gateway", "RUN sleep 2")
-    with ThreadPoolExecutor(2) as threads:
-        builds = [threads.submit(tiny.build) for _ in range(2)]
-        results = [build.result(timeout=120) for build in builds]
-    assert results[0][0] == results[1][0]
-    assert lines.empty()
+def test_of_two_builders_of_the_same_sources_one_waits_and_then_has_nothing_to_do(tiny: TinyImages) -> None:
+    seen_by_second: queue.Queue[BuildProgress] = queue.Queue()
+    with ThreadPoolExecutor(1) as threads, tiny.another_builder() as second:
+        started: list[Future[ImageTags]] = []
+
+        def report(_: BuildProgress) -> None:
+            if not started:
+                started.append(threads.submit(second.build, seen_by_second.put))
+                assert "another build" in seen_by_second.get(timeout=30).line
+
+        first_tags, built = tiny.build(report)
+        second_tags = started[0].result(timeout=60)
+    assert built == {"base", "workspace", "gateway"}
+    assert second_tags == first_tags
+    assert all(progress.steps == 0 for progress in seen_by_second.queue)
 
 
 @pytest.mark.parametrize("image", ["workspace", "gateway"])
@@ -168,3 +194,85 @@ def test_a_baked_server_starts_offline_as_any_user(
     answer = json.loads(output)
     assert answer["uid"] == 54321
     assert tool in answer["tools"]
+
+
+@pytest.mark.parametrize("image", ["workspace", "gateway"])
+def test_the_promised_tools_are_there(client: docker.DockerClient, images: ImageTags, image: str) -> None:
+    script = (
+        "python --version; node --version; uv --version; id user;"
+        "for command in npm npx uvx pip git curl ps; do $command --version > /dev/null && echo has $command; done"
+    )
+    lines = run(client, getattr(images, image), "bash", "-c", script, user="user").splitlines()
+    assert lines[0].startswith("Python 3.13.")
+    assert lines[1].startswith("v24.")
+    assert lines[2].startswith("uv 0.")
+    assert lines[3].startswith("uid=1000(user) gid=1000(user)")
+    assert lines[4:] == [f"has {command}" for command in ("npm", "npx", "uvx", "pip", "git", "curl", "ps")]
+
+
+def test_user_is_root_by_sudo_in_the_workspace_and_keeps_the_certificates(
+    client: docker.DockerClient, images: ImageTags
+) -> None:
+    script = "sudo -n id --user; sudo -n printenv NODE_EXTRA_CA_CERTS"
+    assert run(client, images.workspace, "bash", "-c", script, user="user").splitlines() == [
+        "0",
+        "/etc/ssl/certs/ca-certificates.crt",
+    ]
+
+
+def test_the_workspace_has_compilers_and_its_user_installs_without_sudo(
+    client: docker.DockerClient, images: ImageTags
+) -> None:
+    script = (
+        "cd $(mktemp --directory) && echo '#include <Python.h>' > try.c && cc $(python3-config --includes) -c try.c "
+        "&& python3 -m venv venv && touch /usr/local/bin/tool /usr/local/lib/node_modules-probe /code/file && pwd"
+    )
+    assert run(client, images.workspace, "bash", "-c", script, user="user").startswith("/tmp/")
+
+
+@pytest.mark.parametrize("command", ["sudo", "cc", "gcc", "c++", "make", "musl-gcc", "ld", "as"])
+def test_the_gateway_has_no_sudo_and_no_compilers(client: docker.DockerClient, images: ImageTags, command: str) -> None:
+    with pytest.raises(ContainerError):
+        run(client, images.gateway, "sh", "-c", f"command -v {command}")
+
+
+@pytest.mark.parametrize("user", ["root", "user"])
+def test_a_login_shell_finds_what_lies_in_usr_local_bin(
+    client: docker.DockerClient, images: ImageTags, user: str
+) -> None:
+    found = run(client, images.workspace, "bash", "-lc", "command -v mcp-gateway node uv", user=user).splitlines()
+    assert found == ["/usr/local/bin/mcp-gateway", "/usr/local/bin/node", "/usr/local/bin/uv"]
+
+
+@pytest.mark.parametrize(
+    ("image", "python", "package"),
+    [("workspace", "/opt/sandgate/agent", "sandgate_agent"), ("gateway", "/opt/sandgate/gateway", "sandgate_gateway")],
+)
+def test_our_packages_are_there_with_byte_code_for_every_module(
+    client: docker.DockerClient, images: ImageTags, image: str, python: str, package: str
+) -> None:
+    script = (
+        "import importlib, importlib.util, pkgutil, pathlib, sys\n"
+        f"package = importlib.import_module({package!r})\n"
+        "names = [m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + '.')]\n"
+        "origins = [importlib.util.find_spec(name).origin for name in names]\n"
+        "missing = [o for o in origins if not pathlib.Path(importlib.util.cache_from_source(o)).exists()]\n"
+        "print(len(names), missing)\n"
+    )
+    count, _, missing = run(client, getattr(images, image), f"{python}/bin/python", "-I", "-c", script).partition(" ")
+    assert int(count) > 5
+    assert missing.strip() == "[]"
+
+
+def test_certificates_of_the_host_are_trusted_in_every_image(client: docker.DockerClient, images: ImageTags) -> None:
+    bundle = Settings().ca_bundle
+    expected = certificates(bundle.read_text()) if bundle is not None else set()
+    for image in (images.base, images.workspace, images.gateway):
+        store = certificates(run(client, image, "sh", "-c", "cat $SSL_CERT_FILE"))
+        assert store
+        assert expected <= store
+
+
+def certificates(text: str) -> set[bytes]:
+    blocks = re.findall("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", text, re.DOTALL)
+    return {ssl.PEM_cert_to_DER_cert(block) for block in blocks}
