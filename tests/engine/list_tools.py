@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from typing import IO, Any
 
 BOUND_S = 60
 
 
-def ask(requests: IO[bytes], answers: IO[bytes], number: int, method: str, params: dict[str, object]) -> Any:
+def ask(requests: IO[bytes], answers: IO[bytes], number: int, method: str, params: Mapping[str, object]) -> Any:
     message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
     requests.write(json.dumps(message).encode() + b"\n")
     requests.flush()

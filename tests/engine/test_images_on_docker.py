@@ -196,6 +196,20 @@ def test_a_baked_server_starts_offline_as_any_user(
     assert tool in answer["tools"]
 
 
+def test_the_fetch_server_extracts_articles_with_what_is_baked_in(
+    client: docker.DockerClient, images: ImageTags
+) -> None:
+    script = (
+        "import json, sys; from readabilipy import simple_json_from_html_string as extract;"
+        "page = '<title>Title</title><nav>Menu</nav><article><p>' + 'A sentence of the article. ' * 40 + '</p></article>';"
+        "sys.stdout.write(json.dumps(extract(page, use_readability=True)))"
+    )
+    article = json.loads(run(client, images.gateway, "/opt/mcp/fetch/bin/python", "-c", script, user="54321:54321"))
+    assert article["title"] == "Title"
+    assert "A sentence of the article." in article["content"]
+    assert "readability-page" in article["content"], "readabilipy fell back to its own extraction"
+
+
 @pytest.mark.parametrize("image", ["workspace", "gateway"])
 def test_the_promised_tools_are_there(client: docker.DockerClient, images: ImageTags, image: str) -> None:
     script = (
