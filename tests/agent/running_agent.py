@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ USER_UID = 61000
 OTHER_UID = 61001
 SHARED_GID = 61100
 """A group that `user` belongs to beside its own."""
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _START_TIMEOUT_S = 20
 
@@ -110,8 +113,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_agent(directory: Path) -> Iterator[RunningAgent]:
+def running_agent() -> Iterator[RunningAgent]:
     """An agent that listens and is not initialised yet."""
+    # Not pytest's own directory, which only its owner may enter.
+    with tempfile.TemporaryDirectory(prefix="sandgate-agent-") as name, _running_in(Path(name)) as agent:
+        yield agent
+
+
+@contextmanager
+def _running_in(directory: Path) -> Iterator[RunningAgent]:
     _make_accounts(directory)
     port, door_port = free_port(), free_port()
     (directory / "control-token").write_text(CONTROL_TOKEN)
@@ -133,7 +143,7 @@ def running_agent(directory: Path) -> Iterator[RunningAgent]:
             [*command, *options],
             stdout=output,
             stderr=output,
-            env={**os.environ, "PYTHONPATH": str(PACKAGE_DIRECTORY)},
+            env={"PATH": _PATH, "PYTHONPATH": str(PACKAGE_DIRECTORY)},
         )
     try:
         _wait_until_healthy(process, port, log)
@@ -144,9 +154,7 @@ def running_agent(directory: Path) -> Iterator[RunningAgent]:
 
 
 def _make_accounts(directory: Path) -> None:
-    for path in directory, *directory.parents:
-        if path.owner() == "root" and path != path.parent and str(path).startswith("/tmp/"):
-            path.chmod(0o755)
+    directory.chmod(0o755)
     home = directory / "home"
     home.mkdir()
     os.chown(home, USER_UID, USER_UID)
