@@ -1,0 +1,140 @@
+"""The control door (docs/ARCHITECTURE.md, 6.4): how the control plane configures the gateway and reads its state."""
+
+import asyncio
+import hmac
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+import orjson
+
+from sandgate_gateway.asgi import (
+    ClientGoneError,
+    Headers,
+    HttpError,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    respond_error,
+    respond_json,
+)
+from sandgate_gateway.configuration import ConfigurationError, parse_configuration
+from sandgate_gateway.configuration_requests import ConfigurationRequests, TooManyRequestsError
+from sandgate_gateway.gateway import Gateway
+
+MAX_BODY = 4 * 1024 * 1024
+MAX_WAIT_S = 120.0
+
+
+class ControlEndpoint:
+    def __init__(self, gateway: Gateway, requests: ConfigurationRequests, token: str) -> None:
+        self._gateway = gateway
+        self._requests = requests
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            status, answer = await self._answer(scope, receive)
+            await respond_json(send, status, answer)
+        except HttpError as error:
+            await respond_error(send, error)
+        except ClientGoneError:
+            return
+
+    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, Any]:
+        headers = Headers(scope["headers"])
+        match scope["method"], scope["path"]:
+            case "GET", "/health":
+                return 200, {"status": "ok"}
+            case "PUT", "/config":
+                self._authorize(headers)
+                return await self._configure(await _json(receive, headers))
+            case "GET", "/status":
+                self._authorize(headers)
+                return await self._status(_wait(scope))
+            case "GET", "/requests":
+                self._authorize(headers)
+                return 200, {"requests": await self._requests.waiting(_wait(scope))}
+            case "POST", "/requests":
+                self._authorize_workspace(headers)
+                return await self._submit(await _json(receive, headers))
+            case "POST", path if path.startswith("/requests/"):
+                self._authorize(headers)
+                return self._settle(unquote(path.removeprefix("/requests/")), await _json(receive, headers))
+            case _, ("/config" | "/status" | "/requests" | "/health"):
+                raise HttpError(405, f"{scope['path']} does not know {scope['method']}.")
+            case _:
+                raise HttpError(404, "The control door knows /config, /status, /requests and /health.")
+
+    async def _configure(self, body: Any) -> tuple[int, Any]:
+        try:
+            configuration = parse_configuration(body)
+        except ConfigurationError as error:
+            raise HttpError(400, str(error)) from error
+        await self._gateway.configure(configuration)
+        return 200, self._gateway.fleet.status()
+
+    async def _status(self, wait_s: float) -> tuple[int, Any]:
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._gateway.fleet.settled()
+        except TimeoutError:
+            pass  # the state shows which ones are still starting
+        return 200, self._gateway.fleet.status()
+
+    async def _submit(self, body: dict[str, Any]) -> tuple[int, Any]:
+        if not isinstance(body.get("mcp"), dict) and not isinstance(body.get("pull"), list):
+            raise HttpError(400, "The body needs mcp, an object, or pull, a list.")
+        if "mcp" in body and not isinstance(body.get("token"), str):
+            raise HttpError(400, "token must be a string.")
+        try:
+            ok, message = await self._requests.submit(
+                {key: body[key] for key in ("mcp", "token", "pull") if key in body}
+            )
+        except TooManyRequestsError:
+            raise HttpError(429, "Too many configuration requests are waiting.") from None
+        except TimeoutError:
+            return 504, {"ok": False, "message": "The control plane has not answered."}
+        return (200, {"ok": True}) if ok else (422, {"ok": False, "message": message or "refused"})
+
+    def _settle(self, identifier: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if not isinstance(body.get("ok"), bool):
+            raise HttpError(400, "ok must be true or false.")
+        message = body.get("message")
+        if not self._requests.settle(identifier, body["ok"], message if isinstance(message, str) else None):
+            raise HttpError(404, "This request does not wait (any more).")
+        return 200, {"ok": True}
+
+    def _authorize(self, headers: Headers) -> None:
+        if not _is_bearer(headers, (self._token,)):
+            raise HttpError(401, "The control token is required.", {"WWW-Authenticate": "Bearer"})
+
+    def _authorize_workspace(self, headers: Headers) -> None:
+        if not _is_bearer(headers, self._gateway.tokens):
+            raise HttpError(401, "A current MCP token is required.", {"WWW-Authenticate": "Bearer"})
+
+
+def _is_bearer(headers: Headers, tokens: tuple[str, ...]) -> bool:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    matches = [hmac.compare_digest(given.strip().encode("utf-8", "surrogatepass"), token.encode()) for token in tokens]
+    return scheme.lower() == "bearer" and any(matches)
+
+
+def _wait(scope: Scope) -> float:
+    """Seconds of `?wait=`, at most MAX_WAIT_S; 0 without it."""
+    values = parse_qs(scope["query_string"].decode("latin-1")).get("wait", ["0"])
+    try:
+        seconds = float(values[-1])
+    except ValueError:
+        raise HttpError(400, "wait must be a number of seconds.") from None
+    return min(max(seconds, 0.0), MAX_WAIT_S) if seconds == seconds else 0.0  # noqa: PLR0124 (NaN)
+
+
+async def _json(receive: Receive, headers: Headers) -> dict[str, Any]:
+    try:
+        body = orjson.loads(await read_body(receive, headers, MAX_BODY))
+    except ValueError:
+        raise HttpError(400, "The body is not JSON.") from None
+    if not isinstance(body, dict):
+        raise HttpError(400, "The body must be a JSON object.")
+    return body

@@ -1,0 +1,111 @@
+"""From a client's request to the server that answers it, and back. The same for both downstream eras."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sandgate_gateway.aggregate import Aggregate
+from sandgate_gateway.callers import Caller
+from sandgate_gateway.eras.translate import answer_inputs, result_for
+from sandgate_gateway.jsonrpc import Result, RpcError
+from sandgate_gateway.protocol import (
+    INTERACTIVE_METHODS,
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    RESOURCE_NOT_FOUND,
+)
+from sandgate_gateway.rewriting import mentions_resources, rewrite_result
+from sandgate_gateway.servers.catalogue import METHODS, Kind
+from sandgate_gateway.servers.server import Server
+
+_LISTS: dict[str, Kind] = {method: kind for kind, method in METHODS.items()}
+
+Handler = Callable[[dict[str, Any], Caller], Awaitable[Result]]
+
+
+class Calls:
+    """Answers the methods that concern servers; what concerns the session or the gateway itself is not for here."""
+
+    def __init__(self, aggregate: Aggregate) -> None:
+        self._aggregate = aggregate
+        self._handlers: dict[str, Handler] = {
+            "tools/call": self._call_tool,
+            "prompts/get": self._get_prompt,
+            "resources/read": self._read_resource,
+            "completion/complete": self._complete,
+        }
+
+    async def handle(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
+        """Raises: RpcError, the server's or the gateway's own."""
+        if kind := _LISTS.get(method):
+            return await self._aggregate.list_page(kind, params.get("cursor"), caller.era)
+        if handler := self._handlers.get(method):
+            return await handler(params, caller)
+        raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method}")
+
+    async def _call_tool(self, params: dict[str, Any], caller: Caller) -> Result:
+        server, own = await self._aggregate.tool(params.get("name"))
+        return await self._forward(server, "tools/call", _with(params, "name", own), caller)
+
+    async def _get_prompt(self, params: dict[str, Any], caller: Caller) -> Result:
+        server, own = await self._aggregate.prompt(params.get("name"))
+        return await self._forward(server, "prompts/get", _with(params, "name", own), caller)
+
+    async def _read_resource(self, params: dict[str, Any], caller: Caller) -> Result:
+        uri = params.get("uri")
+        if not isinstance(uri, str):
+            raise RpcError(INVALID_PARAMS, "resources/read needs the parameter uri, a string")
+        failure: RpcError | None = None
+        for server, own in await self._aggregate.resource(uri):
+            try:
+                return await self._forward(server, "resources/read", _with(params, "uri", own), caller)
+            except RpcError as error:
+                # Several servers are asked only for a URI that more than one may know.
+                if failure is None or failure.code in (RESOURCE_NOT_FOUND, METHOD_NOT_FOUND):
+                    failure = error
+                if error.code not in (RESOURCE_NOT_FOUND, INVALID_PARAMS, METHOD_NOT_FOUND, 0):
+                    break
+        if failure is None or failure.code in (RESOURCE_NOT_FOUND, METHOD_NOT_FOUND):
+            code = INVALID_PARAMS if caller.era == "modern" else RESOURCE_NOT_FOUND
+            raise RpcError(code, failure.message if failure else f"Resource not found: {uri}", {"uri": uri})
+        raise failure
+
+    async def _complete(self, params: dict[str, Any], caller: Caller) -> Result:
+        match params.get("ref"):
+            case {"type": "ref/prompt", "name": name}:
+                server, own = await self._aggregate.prompt(name)
+                ref = {**params["ref"], "name": own}
+            case {"type": "ref/resource", "uri": str(uri)}:
+                owners = await self._aggregate.template(uri) or await self._aggregate.resource(uri)
+                if not owners:
+                    raise RpcError(INVALID_PARAMS, f"Unknown resource template: {uri}")
+                server, own = owners[0]
+                ref = {**params["ref"], "uri": own}
+            case _:
+                raise RpcError(INVALID_PARAMS, "completion/complete needs a ref of type ref/prompt or ref/resource")
+        return await self._forward(server, "completion/complete", {**params, "ref": ref}, caller)
+
+    async def _forward(self, server: Server, method: str, params: dict[str, Any], caller: Caller) -> Result:
+        connection = await server.available()
+        if connection.era == "modern" and caller.era == "legacy" and method in INTERACTIVE_METHODS:
+            result = await answer_inputs(server.request, method, params, caller)
+        else:
+            if connection.era == "legacy" and caller.era == "modern":
+                params = _without_inputs(params)
+            result = await server.request(method, params, caller)
+        uris = self._aggregate.routes.uris
+        if not uris.is_identity and mentions_resources(result.raw):
+            changed = rewrite_result(method, result.value, lambda uri: uris.expose(server.name, uri))
+            if changed is not result.value:
+                result = Result(changed)
+        return result_for(caller.era, connection.era, method, result)
+
+
+def _with(params: dict[str, Any], key: str, value: str) -> dict[str, Any]:
+    return params if params.get(key) == value else {**params, key: value}
+
+
+def _without_inputs(params: dict[str, Any]) -> dict[str, Any]:
+    """A legacy server gives no states: one that comes back is not the server's, and not one the gateway still knows."""
+    if "requestState" in params:
+        raise RpcError(INVALID_PARAMS, "unknown or expired requestState")
+    return {key: value for key, value in params.items() if key != "inputResponses"}

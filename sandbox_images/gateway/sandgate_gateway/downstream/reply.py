@@ -1,0 +1,199 @@
+"""How the gateway answers over HTTP: as JSON if the answer comes soon and alone, as an event stream otherwise."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from sandgate_gateway.asgi import Receive, Send, respond
+from sandgate_gateway.sse import KEEP_ALIVE, encode_event, encode_priming
+
+KEEP_ALIVE_S = 15.0
+"""Between comments on a silent stream: proxies close idle connections after 30 to 60 s."""
+
+MAX_EVENTS = 1024
+"""Kept per stream, sent ones included; the oldest go first. A client that reads nothing loses the oldest."""
+
+MAX_KEPT_BYTES = 8 * 1024 * 1024
+
+RETRY_MS = 1000
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold events back
+]
+
+
+class EventStream:
+    """Events in order, written by whichever response is attached; kept for resumption if the stream has a name.
+
+    An event's id is `<stream name>-<number>`, so that it names its stream (2025-11-25, basic/transports, resumability).
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
+        self.is_closed = False
+        self._events: deque[bytes] = deque()
+        self._first = 1  # number of the oldest event kept
+        self._kept_bytes = 0
+        self._writer: asyncio.Future[None] | None = None
+        self._attached: object = None
+
+    def push(self, message: bytes) -> None:
+        """Add one JSON-RPC message; silent once the stream is closed."""
+        if self.is_closed:
+            return
+        number = self._first + len(self._events)
+        event = encode_event(message, None if self.name is None else f"{self.name}-{number}")
+        self._events.append(event)
+        self._kept_bytes += len(event)
+        while len(self._events) > MAX_EVENTS or (self._kept_bytes > MAX_KEPT_BYTES and len(self._events) > 1):
+            self._kept_bytes -= len(self._events.popleft())
+            self._first += 1
+        self._wake()
+
+    def close(self) -> None:
+        """No more events will come."""
+        self.is_closed = True
+        self._wake()
+
+    async def write_to(
+        self, receive: Receive, send: Send, *, after: int = 0, headers: list[tuple[bytes, bytes]], primed: bool = False
+    ) -> bool:
+        """Answer with this stream, from the event after number `after`. Returns once everything is sent, another
+        response took over, or the client is gone; tells whether the client is still there."""
+        me = self._attached = object()
+        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS + headers})
+        gone = asyncio.ensure_future(_disconnected(receive))
+        gone.add_done_callback(lambda _: self._wake())
+        if primed:
+            await _write(send, encode_priming(f"{self.name}-{after}", RETRY_MS))
+        try:
+            position = after
+            while self._attached is me and not gone.done():
+                if chunk := self._after(position):
+                    position = self._first + len(self._events) - 1
+                    self._release(position)
+                    await _write(send, chunk)
+                elif self.is_closed:
+                    break
+                elif not await self._wait(KEEP_ALIVE_S):
+                    await _write(send, KEEP_ALIVE)
+        finally:
+            is_there = not gone.done()
+            gone.cancel()
+        if is_there:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return is_there
+
+    def take_over(self) -> None:
+        """End the response that is attached now, without closing the stream."""
+        self._attached = None
+        self._wake()
+
+    def _after(self, position: int) -> bytes:
+        skip = max(0, position + 1 - self._first)
+        if skip >= len(self._events):
+            return b""
+        return b"".join(list(self._events)[skip:]) if skip else b"".join(self._events)
+
+    def _release(self, position: int) -> None:
+        """A stream nobody can resume need not keep what is sent."""
+        if self.name is None:
+            self._first = position + 1
+            self._events.clear()
+            self._kept_bytes = 0
+
+    async def _wait(self, seconds: float) -> bool:
+        """False if nothing has happened for that long."""
+        loop = asyncio.get_running_loop()
+        future = self._writer = loop.create_future()
+        timer = loop.call_later(seconds, future.cancel)
+        try:
+            await asyncio.wait((future,))
+            return not future.cancelled()
+        finally:
+            timer.cancel()
+            self._writer = None
+
+    def _wake(self) -> None:
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
+
+class Reply:
+    """The answer to one POST. `push` and `finish` come from the call, `write_to` is the HTTP side; in any order."""
+
+    def __init__(self, stream: EventStream) -> None:
+        self.stream = stream
+        self._decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._answer: tuple[int, bytes] | None = None
+        self.is_finished = False
+
+    def push(self, message: bytes) -> None:
+        """A notification or a request for the client, ahead of the answer."""
+        self.stream.push(message)
+        self._decide()
+
+    def finish(self, message: bytes | None, status: int = 200) -> None:
+        """The answer itself; None ends the reply without one, as a cancelled request ends."""
+        if self.is_finished:
+            return
+        self.is_finished = True
+        if message is not None and not self._decided.done():
+            self._answer = (status, message)
+        elif message is not None:
+            self.stream.push(message)
+        self.stream.close()
+        self._decide()
+
+    async def write_to(
+        self,
+        receive: Receive,
+        send: Send,
+        *,
+        patience_s: float,
+        headers: dict[str, str],
+        on_disconnect: Callable[[], None] | None = None,
+        primed: bool = False,
+    ) -> None:
+        """Send the answer. After `patience_s` without one, or with the first event, it becomes an event stream.
+        `on_disconnect` is called if the client goes away before it has the answer."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(patience_s, self._decide)
+        gone: asyncio.Future[None] | None = None
+        try:
+            if on_disconnect is not None:
+                gone = asyncio.ensure_future(_disconnected(receive))
+                await asyncio.wait((self._decided, gone), return_when=asyncio.FIRST_COMPLETED)
+                if not self._decided.done():
+                    on_disconnect()
+                    return
+            else:
+                await self._decided
+        finally:
+            timer.cancel()
+            if gone is not None:
+                gone.cancel()
+        if self._answer is not None:
+            status, body = self._answer
+            await respond(send, status, body, headers)
+            return
+        lines = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        is_there = await self.stream.write_to(receive, send, headers=lines, primed=primed)
+        if not is_there and on_disconnect is not None:
+            on_disconnect()
+
+    def _decide(self) -> None:
+        if not self._decided.done():
+            self._decided.set_result(None)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Returns when the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _write(send: Send, chunk: bytes) -> None:
+    await send({"type": "http.response.body", "body": chunk, "more_body": True})

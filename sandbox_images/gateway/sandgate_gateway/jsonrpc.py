@@ -1,0 +1,115 @@
+"""JSON-RPC 2.0 messages as plain dictionaries and bytes. Knows nothing of MCP.
+
+A message is parsed once, to learn what it is and that it is valid JSON. What need not change is passed on as the bytes
+that came in: only the id around a result is written anew.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+_RESULT_HEAD = re.compile(rb'\{"jsonrpc":"2\.0","id":(\d+),"result":')
+"""How the Python, Go and Rust SDKs start a response."""
+_RESULT_TAIL = re.compile(rb',"jsonrpc":"2\.0","id":(\d+)\}$')
+"""How the TypeScript SDK ends one: `{"result":…,"jsonrpc":"2.0","id":1}`."""
+_TAIL_LENGTH = 48
+
+
+class RpcError(Exception):
+    """A JSON-RPC error: what the peer answered, or what this side answers."""
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.data = data
+
+    def as_object(self) -> dict[str, Any]:
+        error: dict[str, Any] = {"code": self.code, "message": self.message}
+        if self.data is not None:
+            error["data"] = self.data
+        return error
+
+
+class Result:
+    """A successful answer: the value, and its bytes as long as nobody has changed the value."""
+
+    __slots__ = ("_raw", "value")
+
+    def __init__(self, value: Any, raw: bytes | None = None) -> None:
+        self.value = value
+        self._raw = raw
+
+    @property
+    def raw(self) -> bytes:
+        return orjson.dumps(self.value) if self._raw is None else self._raw
+
+    def replaced(self, value: Any) -> "Result":
+        return Result(value)
+
+    def with_members(self, members: dict[str, Any]) -> "Result":
+        """This result with members it does not have yet put in front; the other bytes stay as they are."""
+        if self._raw is None or not self._raw.startswith(b"{") or not members:
+            return Result({**members, **self.value})
+        head = orjson.dumps(members)
+        rest = self._raw[1:].lstrip()
+        return Result({**members, **self.value}, head[:-1] + (b"" if rest.startswith(b"}") else b",") + rest)
+
+
+def parse_message(data: bytes) -> tuple[dict[str, Any], bytes | None]:
+    """One JSON-RPC message and, for a response with a result, the bytes of the result where they can be cut out.
+
+    Only the value between two known ends is parsed in the common case; that it parses alone proves that nothing else
+    hides in the message. Raises: ValueError if it is not a JSON object.
+    """
+    if head := _RESULT_HEAD.match(data):
+        raw = data[head.end() : data.rindex(b"}")]
+        try:
+            return {"jsonrpc": "2.0", "id": int(head[1]), "result": orjson.loads(raw)}, raw
+        except ValueError:
+            pass  # not a plain response after all: the slow way decides
+    elif data.startswith(b'{"result":') and (tail := _RESULT_TAIL.search(data, max(0, len(data) - _TAIL_LENGTH))):
+        raw = data[len(b'{"result":') : tail.start()]
+        try:
+            return {"jsonrpc": "2.0", "id": int(tail[1]), "result": orjson.loads(raw)}, raw
+        except ValueError:
+            pass
+    message = orjson.loads(data)
+    if not isinstance(message, dict):
+        raise ValueError("a JSON-RPC message must be an object")
+    return message, None
+
+
+def request(identifier: int | str, method: str, params: Any = None) -> bytes:
+    message: dict[str, Any] = {"jsonrpc": "2.0", "id": identifier, "method": method}
+    if params is not None:
+        message["params"] = params
+    return orjson.dumps(message)
+
+
+def notification(method: str, params: Any = None) -> bytes:
+    message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
+    if params is not None:
+        message["params"] = params
+    return orjson.dumps(message)
+
+
+def response(identifier: Any, result: Result) -> bytes:
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (orjson.dumps(identifier), result.raw)
+
+
+def error_response(identifier: Any, error: RpcError) -> bytes:
+    return orjson.dumps({"jsonrpc": "2.0", "id": identifier, "error": error.as_object()})
+
+
+def as_error(value: Any) -> RpcError:
+    """The error object of a peer, however incomplete it is."""
+    if not isinstance(value, dict):
+        return RpcError(-32603, "the server answered with an error that is not an object")
+    code, message = value.get("code"), value.get("message")
+    return RpcError(
+        code if isinstance(code, int) else -32603,
+        message if isinstance(message, str) else "the server gave no message",
+        value.get("data"),
+    )

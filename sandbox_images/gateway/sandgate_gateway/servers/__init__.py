@@ -1,0 +1,1 @@
+"""The MCP servers of the sandbox: starting, watching and listing each of them."""

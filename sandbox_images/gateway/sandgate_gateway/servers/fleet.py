@@ -1,0 +1,144 @@
+"""All servers of the sandbox: follows the configuration, starting and stopping only what it changes."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from sandgate_gateway.configuration import (
+    Configuration,
+    HttpTransport,
+    ServerDefinition,
+    SocketTransport,
+    StdioTransport,
+    WorkspaceTransport,
+)
+from sandgate_gateway.servers.server import Server
+from sandgate_gateway.upstreams.child_environment import child_environment, child_identity, prepare_home
+from sandgate_gateway.upstreams.connection import Connection, CouldNotConnectError, Listener
+from sandgate_gateway.upstreams.door import DoorConnection
+from sandgate_gateway.upstreams.stdio import ChildConnection, StderrLog
+
+logger = logging.getLogger(__name__)
+
+OnNotification = Callable[[Server, str, dict[str, Any]], None]
+
+
+class Fleet:
+    """The servers in the order of the configuration. Its owner calls `close` at the end."""
+
+    def __init__(
+        self, data_dir: Path, *, own_users: bool, changed: Callable[[], None], on_notification: OnNotification
+    ) -> None:
+        self._data_dir = data_dir
+        self._own_users = own_users
+        self._on_change = changed
+        self._on_notification = on_notification
+        self._configuration = Configuration()
+        self._servers: dict[str, Server] = {}
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        self._numbers: dict[str, int] = {}
+        self._applying = asyncio.Lock()
+        self.version = 0
+        """Counts changes of what the servers offer."""
+
+    @property
+    def servers(self) -> list[Server]:
+        return list(self._servers.values())
+
+    def get(self, name: str) -> Server | None:
+        return self._servers.get(name)
+
+    async def apply(self, configuration: Configuration) -> None:
+        """Stop what is gone or different, start what is new. Returns once it has been stopped and is being started."""
+        async with self._applying:
+            before, self._configuration = self._configuration, configuration
+            door_changed = before.stdio_door != configuration.stdio_door
+            keep = {
+                definition.name
+                for definition in configuration.servers
+                if (server := self._servers.get(definition.name))
+                and server.definition == definition
+                and not (door_changed and isinstance(definition.transport, WorkspaceTransport))
+                and not (server.state == "failed" and before != configuration)
+            }
+            await self._stop([name for name in self._servers if name not in keep])
+            servers = {}
+            for definition in configuration.servers:
+                name = definition.name
+                servers[name] = self._servers[name] if name in keep else self._make(definition)
+            self._servers = servers
+            for name, server in servers.items():
+                if name not in self._lives:
+                    self._lives[name] = asyncio.create_task(server.run(), name=f"server {name}")
+            self._changed()
+
+    async def settled(self, names: Iterable[str] | None = None) -> None:
+        """Returns once no server is `starting`."""
+        for server in self.servers:
+            if names is None or server.name in names:
+                await server.settled()
+
+    async def close(self) -> None:
+        async with self._applying:
+            await self._stop(list(self._servers))
+
+    def status(self) -> dict[str, Any]:
+        return {"servers": [server.status() for server in self._servers.values()]}
+
+    async def _stop(self, names: list[str]) -> None:
+        """Cancel the lives of these servers; each closes its own connection, all at the same time."""
+        lives = [self._lives.pop(name) for name in names if name in self._lives]
+        for life in lives:
+            life.cancel()
+        if lives:
+            await asyncio.wait(lives)
+        for name in names:
+            self._servers.pop(name, None)
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._on_change()
+
+    def _make(self, definition: ServerDefinition) -> Server:
+        number = self._numbers.setdefault(definition.name, len(self._numbers))
+        home = self._data_dir / definition.name.replace("/", "-")
+        stderr = StderrLog(home.with_name(f"{home.name}.log"))
+
+        def connect(definition: ServerDefinition, listener: Listener) -> Connection:
+            match definition.transport:
+                case StdioTransport(command=command, env=env):
+                    identity = child_identity(number) if self._own_users else None
+                    try:
+                        prepare_home(home, identity)
+                    except OSError as error:
+                        raise CouldNotConnectError(f"has no home directory: {error.strerror}", final=True) from error
+                    return ChildConnection(
+                        definition.name,
+                        listener,
+                        command=command,
+                        env=child_environment(home, env),
+                        cwd=home,
+                        identity=identity,
+                        stderr=stderr,
+                    )
+                case WorkspaceTransport() as transport:
+                    return DoorConnection.to_workspace(
+                        definition.name, listener, transport, self._configuration.stdio_door, stderr
+                    )
+                case SocketTransport(path=path):
+                    return DoorConnection.to_socket(definition.name, listener, path, stderr)
+                case HttpTransport(url=url, headers=headers):
+                    # aiohttp costs memory that sandboxes without remote servers need not pay.
+                    from sandgate_gateway.upstreams.http import HttpConnection  # noqa: PLC0415
+
+                    return HttpConnection(definition.name, listener, url=url, headers=headers)
+
+        return Server(
+            definition,
+            connect=connect,
+            stderr=stderr.snapshot,
+            changed=self._changed,
+            on_notification=self._on_notification,
+        )

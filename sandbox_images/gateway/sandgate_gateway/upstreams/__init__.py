@@ -1,0 +1,1 @@
+"""Sessions to MCP servers: one module per way to reach one."""

@@ -1,0 +1,63 @@
+"""What the rest of the gateway knows of a connection to an MCP server, whichever door it goes through."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from sandgate_gateway.callers import Caller
+from sandgate_gateway.jsonrpc import Result
+from sandgate_gateway.protocol import Era
+
+Listener = Callable[[str, dict[str, Any]], None]
+"""Takes the method and params of a notification that belongs to no request: list_changed, updated, background logs."""
+
+
+class ConnectionEndedError(Exception):
+    """The server is gone; the message says how, in words that follow its name: "exited with code 1"."""
+
+
+class CouldNotConnectError(ConnectionEndedError):
+    """The server could not be reached. `final` tells whether trying again can help."""
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
+
+
+class Connection(ABC):
+    """One opened way to one server. Speaks JSON-RPC; which era it speaks is told by `era` once `open` has returned."""
+
+    era: Era = "legacy"
+    protocol_version: str = ""
+    capabilities: dict[str, Any]
+    instructions: str = ""
+
+    @abstractmethod
+    async def open(self, *, skip_probe: bool = False) -> None:
+        """Find out the era and shake hands. `skip_probe` goes straight to `initialize`, for servers that can't bear
+        another first message. Raises: ConnectionEndedError, RpcError. Has no bound of its own: the caller has one."""
+
+    @abstractmethod
+    async def request(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
+        """Send one request and wait for its answer. What the server sends meanwhile reaches `caller`. Cancellation is
+        passed on to the server. Raises: RpcError as the server answered it, ConnectionEndedError."""
+
+    @abstractmethod
+    async def notify(self, method: str, params: dict[str, Any], caller: Caller) -> None:
+        """Send a notification, best effort."""
+
+    @abstractmethod
+    async def subscribe(self, uris: frozenset[str]) -> None:
+        """Have updates of exactly these resources reported to the listener. Raises: RpcError, ConnectionEndedError."""
+
+    @abstractmethod
+    async def wait_ended(self) -> str:
+        """Returns, in words, how the connection ended."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End the connection and what it started. Bounded; safe to repeat."""
+
+    async def forget(self, key: object) -> None:
+        """A client session is over: drop what was kept for it. Nothing, where all clients share one session."""
+        return
