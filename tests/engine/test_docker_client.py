@@ -1,0 +1,243 @@
+"""Engines that misbehave, each in one way: the real one behind a door that closes, and one that only pretends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import docker
+import pytest
+from aiohttp import web
+from docker.utils import kwargs_from_env
+
+from app.engines.docker_client import DockerClient
+from app.engines.docker_engine import DockerEngine
+from app.errors import EngineError, EngineOutOfSpace, EngineUnavailable, ImageMissing
+
+# docker/transport/unixconn.py does not close a socket that could not connect.
+leaves_a_socket_to_the_collector = pytest.mark.filterwarnings(
+    "ignore:.*<socket.socket.*:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed <socket:ResourceWarning"
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Door:
+    """A unix socket in front of the real engine that can be shut, cutting what passes through, and opened again."""
+
+    def __init__(self, path: Path) -> None:
+        self.url = f"unix://{path}"
+        self._path = path
+        self._passing: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_unix_server(self._pass, self._path)
+
+    async def shut(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        passing = set(self._passing)
+        for task in passing:
+            task.cancel()
+        if passing:
+            await asyncio.wait(passing)
+        self._path.unlink(missing_ok=True)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._passing.add(task)
+        task.add_done_callback(self._passing.discard)
+        engine_reader, engine_writer = await _open_engine()
+        try:
+            # A TaskGroup would swallow the cancellation that shutting the door is.
+            async with asyncio.TaskGroup() as both_ways:
+                both_ways.create_task(_copy(reader, engine_writer))
+                both_ways.create_task(_copy(engine_reader, writer))
+        except asyncio.CancelledError:
+            return
+        finally:
+            writer.close()
+            engine_writer.close()
+
+
+async def _open_engine() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    url = urlsplit(kwargs_from_env().get("base_url", "unix:///var/run/docker.sock").replace("http+unix", "unix"))
+    if url.scheme == "unix":
+        return await asyncio.open_unix_connection(url.path)
+    return await asyncio.open_connection(url.hostname, url.port)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
+
+
+@asynccontextmanager
+async def pretended_engine(path: Path, answers: dict[tuple[str, str], Handler]) -> AsyncIterator[str]:
+    """An HTTP server on a unix socket that knows its version and `answers`, by method and path behind the version."""
+    app = web.Application()
+    app.router.add_get("/version", _version)
+    for (method, where), handler in answers.items():
+        app.router.add_route(method, f"/v1.41{where}", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await web.UnixSite(runner, str(path)).start()
+    try:
+        yield f"unix://{path}"
+    finally:
+        await runner.cleanup()
+
+
+async def _version(request: web.Request) -> web.Response:
+    return web.json_response({"ApiVersion": "1.41", "Version": "20.10.24"})
+
+
+def _refuses(status: int, message: str) -> Handler:
+    async def refuse(request: web.Request) -> web.Response:
+        return web.json_response({"message": message}, status=status)
+
+    return refuse
+
+
+@pytest.fixture
+async def door(tmp_path: Path) -> AsyncIterator[Door]:
+    door = Door(tmp_path / "door.sock")
+    await door.open()
+    yield door
+    await door.shut()
+    gc.collect()
+
+
+@pytest.mark.docker
+@leaves_a_socket_to_the_collector
+async def test_an_engine_that_went_away_is_unavailable_and_serves_again_once_it_is_back(door: Door) -> None:
+    engine = DockerEngine("tests-away", guard_image="sandgate/absent:1", base_url=door.url)
+    try:
+        before = await engine.check()
+        await door.shut()
+        with pytest.raises(EngineUnavailable):
+            await engine.check()
+        with pytest.raises(EngineUnavailable):
+            await engine.observe()
+        with pytest.raises(EngineUnavailable):
+            await engine.stop("any")
+        await door.open()
+        assert await engine.check() == before
+        assert await engine.observe() == {}
+    finally:
+        await engine.aclose()
+
+
+@pytest.mark.docker
+@leaves_a_socket_to_the_collector
+async def test_an_engine_may_come_up_after_the_control_plane(door: Door) -> None:
+    await door.shut()
+    engine = DockerEngine("tests-away", guard_image="sandgate/absent:1", base_url=door.url)
+    try:
+        with pytest.raises(EngineUnavailable):
+            await engine.check()
+        await door.open()
+        assert (await engine.check()).name == "Docker Engine"
+    finally:
+        await engine.aclose()
+
+
+async def test_an_engine_that_never_answers_is_unavailable(tmp_path: Path) -> None:
+    never = asyncio.Event()
+
+    async def hang(request: web.Request) -> web.Response:
+        await never.wait()
+        return web.Response()
+
+    async with pretended_engine(tmp_path / "s", {("GET", "/containers/json"): hang}) as url:
+        engine = DockerEngine("tests-hang", guard_image="sandgate/absent:1", base_url=url, timeout_s=1)
+        try:
+            with pytest.raises(EngineUnavailable, match="list the sandboxes' containers"):
+                await engine.observe()
+        finally:
+            never.set()
+            await engine.aclose()
+
+
+async def test_a_full_disk_is_told_apart(tmp_path: Path) -> None:
+    full = _refuses(500, "mkdir /var/lib/docker/overlay2/x: no space left on device")
+    async with pretended_engine(tmp_path / "s", {("GET", "/containers/json"): full}) as url:
+        engine = DockerEngine("tests-full", guard_image="sandgate/absent:1", base_url=url)
+        try:
+            with pytest.raises(EngineOutOfSpace, match="disk is full"):
+                await engine.observe()
+        finally:
+            await engine.aclose()
+
+
+async def test_a_refusal_carries_the_engines_reason(tmp_path: Path) -> None:
+    refusal = _refuses(500, "the reason")
+    async with pretended_engine(tmp_path / "s", {("GET", "/containers/json"): refusal}) as url:
+        engine = DockerEngine("tests-refusal", guard_image="sandgate/absent:1", base_url=url)
+        try:
+            with pytest.raises(EngineError, match="Could not list the sandboxes' containers: the reason"):
+                await engine.observe()
+        finally:
+            await engine.aclose()
+
+
+async def test_a_missing_image_is_told_apart_from_a_missing_container(tmp_path: Path) -> None:
+    answers = {
+        ("GET", "/images/img:1/json"): _refuses(404, "No such image: img:1"),
+        ("GET", "/containers/c/json"): _refuses(404, "No such container: c"),
+    }
+
+    def inspect_image(api: docker.APIClient) -> object:
+        return api.inspect_image("img:1")  # type: ignore[no-untyped-call]  # as the stubs have it
+
+    async with pretended_engine(tmp_path / "s", answers) as url:
+        client = DockerClient(base_url=url, max_workers=2, timeout_s=5)
+        try:
+            with pytest.raises(ImageMissing, match="img:1"):
+                await client.call(inspect_image, doing="look", image="img:1")
+            with pytest.raises(EngineError, match="No such container"):
+                await client.call(lambda api: api.inspect_container("c"), doing="look", image="img:1")
+        finally:
+            await client.aclose()
+
+
+async def test_calls_run_side_by_side_up_to_the_bound(tmp_path: Path) -> None:
+    inside, most = 0, 0
+    two_inside = asyncio.Event()
+
+    async def count(request: web.Request) -> web.Response:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        if inside == 2:
+            two_inside.set()
+        async with asyncio.timeout(5):
+            await two_inside.wait()
+        inside -= 1
+        return web.json_response([])
+
+    async with pretended_engine(tmp_path / "s", {("GET", "/containers/json"): count}) as url:
+        engine = DockerEngine("tests-bound", guard_image="sandgate/absent:1", base_url=url, max_workers=2)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(6):
+                    group.create_task(engine.observe())
+        finally:
+            await engine.aclose()
+    assert most == 2
+
+
+@pytest.mark.parametrize("installation", ["", "Upper", "has space", "-front", "x" * 33])
+def test_an_installation_that_cannot_be_a_name_is_refused(installation: str) -> None:
+    with pytest.raises(ValueError, match="installation"):
+        DockerEngine(installation, guard_image="sandgate/absent:1")
