@@ -120,3 +120,24 @@ async def test_dropping_again_or_what_is_unknown_is_silent(front: Front, client:
     for sandbox_id in (pod.sandbox_id, "iunknown"):
         front.loop.call_soon_threadsafe(front.edge.drop, sandbox_id)
     assert (await client.get("/v2")).status_code == 200
+
+
+async def test_a_control_plane_that_stops_breaks_every_stream(front: Front, client: httpx.AsyncClient) -> None:
+    begun = threading.Event()
+
+    @with_lifespan
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    one, other = front.sandbox(endless), front.sandbox(silent)
+    request = asyncio.create_task(client.get("/", headers=to(other)))
+    await until(begun.is_set)
+    async with client.stream("GET", "/", headers=to(one)) as response:
+        pieces = response.aiter_raw()
+        assert await anext(pieces) == b"first"
+        front.loop.call_soon_threadsafe(front.edge.close_streams)
+        with pytest.raises(httpx.RemoteProtocolError):
+            await anext(pieces)
+    assert (await request).status_code == 503
