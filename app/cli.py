@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import docker
-import structlog
 import typer
 import uvicorn
 from docker.errors import DockerException
@@ -27,6 +25,7 @@ from app.doctor import diagnose
 from app.engines.images import ImageBuilder, ImageTags
 from app.engines.installation import install_engine
 from app.errors import SandgateError
+from app.logs import configure_logging
 from app.main import (
     database_url,
     ensure_first_key,
@@ -73,7 +72,7 @@ def serve(
     if setup:
         _ensure_engine(settings)
         _ensure_images(settings)
-    _configure_logging()
+    configure_logging()
     config = uvicorn.Config(
         make_app(settings),
         host=settings.host,
@@ -243,32 +242,6 @@ def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
             await database.aclose()
 
     return asyncio.run(run())
-
-
-def _configure_logging() -> None:
-    """One JSON object a line on stderr, for our events and those of the libraries (warnings and worse)."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
-    structlog.configure(
-        processors=[*shared, renderer],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
 @contextmanager

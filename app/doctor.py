@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from dataclasses import dataclass
 
 from app.catalog import CatalogError
 from app.database import Database
-from app.edge.tls import check_domain
+from app.edge.tls import Finding, check_domain
 from app.engines.interface import Engine
 from app.errors import EngineError, SandgateError
 from app.main import database_url, local_ca_file, make_catalog, make_engine, make_vault, sandbox_images
@@ -16,14 +15,6 @@ from app.settings import Settings
 
 _LEAST_FREE_GIB = 5
 _GIB = 1024**3
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    ok: bool
-    subject: str
-    message: str
-    remedy: str | None = None
 
 
 async def diagnose(settings: Settings) -> list[Finding]:
@@ -57,7 +48,9 @@ def _disk(settings: Settings) -> Finding:
     free_gib = shutil.disk_usage(settings.home).free / _GIB
     message = f"{free_gib:.0f} GiB free at {settings.home}"
     if free_gib < _LEAST_FREE_GIB:
-        return Finding(False, "disk", message, f"Keep {_LEAST_FREE_GIB} GiB free; `docker system df` shows what uses it.")
+        return Finding(
+            False, "disk", message, f"Keep {_LEAST_FREE_GIB} GiB free; `docker system df` shows what uses it."
+        )
     return Finding(True, "disk", message)
 
 
@@ -98,14 +91,13 @@ async def _guard(engine: Engine) -> Finding:
     try:
         await engine.prepare()
     except EngineError as error:
-        return Finding(False, "network", str(error), "Sandboxes are not started without these rules; see docs/security.md.")
+        return Finding(
+            False, "network", str(error), "Sandboxes are not started without these rules; see docs/security.md."
+        )
     return Finding(True, "network", "sandboxes are kept from this host, from each other and from link-local addresses")
 
 
 async def _domain(settings: Settings) -> list[Finding]:
     if settings.sandbox_domain is None:
         return [Finding(True, "sandbox domain", "none set; sandboxes are reached by path and by routing headers")]
-    return [
-        Finding(finding.ok, finding.subject, finding.message, finding.remedy)
-        for finding in await check_domain(settings.sandbox_domain, ca_file=local_ca_file(settings))
-    ]
+    return await check_domain(settings.sandbox_domain, ca_file=local_ca_file(settings))

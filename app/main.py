@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from app.api.application import make_api
 from app.api.dependencies import Parts, SettingsOfApi
 from app.catalog import Catalog
 from app.database import Database
+from app.edge.certificates import KeyPair, LocalCa
 from app.edge.edge import Edge
+from app.edge.tls import TlsListener
 from app.engines.docker_engine import DockerEngine
 from app.engines.images import ImageTags, image_tags
 from app.engines.interface import Engine, Limits
@@ -81,6 +83,11 @@ def make_app(settings: Settings) -> Edge:
             )
             await stack.enter_async_context(edge)
             await stack.enter_async_context(_running(reconciler))
+            if settings.sandbox_domain is not None and settings.tls_port is not None:
+                key_pair = _key_pair_of(settings, settings.sandbox_domain)
+                await stack.enter_async_context(
+                    TlsListener(edge, host=settings.host, port=settings.tls_port, key_pair=key_pair)
+                )
             yield
 
     edge = Edge(make_api(lifespan), directory, sandbox_domain=settings.sandbox_domain)
@@ -103,6 +110,11 @@ def make_vault(settings: Settings) -> Vault:
 def make_catalog(settings: Settings) -> Catalog:
     """The shipped servers, then the operator's own in `<home>/catalog/servers`."""
     return Catalog.load(ROOT / "catalog" / "servers", settings.home / "catalog" / "servers")
+
+
+def local_ca_file(settings: Settings) -> Path | None:
+    """What clients of the TLS listener have to trust; None if the operator brought a certificate."""
+    return None if settings.tls_certificate is not None else _local_ca(settings).file
 
 
 def sandbox_images(settings: Settings) -> ImageTags:
@@ -136,6 +148,18 @@ async def ensure_first_key(accounts: Accounts, home: Path) -> str:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
             out.write(key)
     return file.read_text().strip()
+
+
+def _local_ca(settings: Settings) -> LocalCa:
+    return LocalCa(settings.home / "ca")
+
+
+def _key_pair_of(settings: Settings, domain: str) -> Callable[[], KeyPair]:
+    """The operator's certificate, or one from the local authority, renewed when asked for."""
+    if settings.tls_certificate is None:
+        return lambda: _local_ca(settings).key_pair(domain)
+    pair = KeyPair(settings.tls_certificate, settings.tls_key or settings.tls_certificate)
+    return lambda: pair
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from http import HTTPStatus
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import ORJSONResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
@@ -31,27 +31,27 @@ def describe_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
 
 def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Problem)
-    async def problem(_request: Request, problem: Problem) -> ORJSONResponse:
+    async def problem(_request: Request, problem: Problem) -> JSONResponse:
         headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s is not None else None
         return _answer(problem.status, problem.message, headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid_request(_request: Request, error: RequestValidationError) -> ORJSONResponse:
+    async def invalid_request(_request: Request, error: RequestValidationError) -> JSONResponse:
         return _answer(400, "; ".join(_sentence(entry) for entry in error.errors()))
 
     @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> ORJSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{request.method} {request.url.path}: {error.detail}."
         return _answer(error.status_code, message, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> ORJSONResponse:
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
         _log.error("request_failed", method=request.method, path=request.url.path, exc_info=error)
         return _answer(500, "An internal error, which is in the server's log.")
 
 
-def _answer(status: int, message: str, headers: dict[str, str] | None = None) -> ORJSONResponse:
-    return ORJSONResponse({"code": status, "message": message}, status, headers)
+def _answer(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"code": status, "message": message}, status, headers)
 
 
 def _sentence(entry: dict[str, object]) -> str:

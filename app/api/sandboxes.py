@@ -230,7 +230,7 @@ async def connect_sandbox(
     settings: SettingsOfApiDep,
     body: ConnectSandbox | None = None,
 ) -> SandboxAnswer:
-    """What create answered, once more. The sandbox lives at least `timeout` seconds from now; never less than before."""
+    """What create answered, once more. The sandbox then lives at least `timeout` seconds; it is never cut short."""
     timeout_s = 300 if body is None or body.timeout is None else body.timeout
     return _answer(await service.connect(team.id, sandbox_id, timeout_s), settings)
 

@@ -23,8 +23,8 @@ from app.errors import (
     ServerStartFailed,
 )
 from app.sandboxes.models import McpOptions, ServerStatus
-from tests.sandboxes.conftest import IMAGES, Clock, ControlPlane, StartControlPlane, request, until
-from tests.sandboxes.pods import PodTransport
+from tests.in_process import IMAGES, Clock, ControlPlane, StartControlPlane, request, until
+from tests.pods import PodTransport
 
 
 class EngineFailsToStart(InMemoryEngine):

@@ -1,0 +1,244 @@
+"""The wire of the sandbox resources: what E2B's SDKs send and need back, and what bad input gets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.accounts import Team
+from app.api.application import make_api
+from app.api.dependencies import Parts, SettingsOfApi
+from app.engines.in_memory_engine import InMemoryEngine
+from tests.in_process import Clock, ControlPlane
+from tests.pods import PodTransport
+
+
+@pytest.fixture
+async def api(control_plane: ControlPlane) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with a valid key."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.parts = Parts(
+            accounts=control_plane.accounts,
+            service=control_plane.service,
+            catalog=control_plane.catalog,
+            settings=SettingsOfApi(public_url="http://gate.example", sandbox_domain=None),
+        )
+        yield
+
+    app = make_api(lifespan)
+    key = await control_plane.accounts.create_key(Team(control_plane.team_id, "test"), "test")
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        lifespan(app),
+        httpx.AsyncClient(transport=transport, base_url="http://gate", headers={"X-API-KEY": key}) as client,
+    ):
+        yield client
+
+
+async def create(api: httpx.AsyncClient, **body: object) -> dict[str, Any]:
+    answer = await api.post("/v2/sandboxes", json={"templateID": "base", **body})
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def assert_error(answer: httpx.Response, status: int, *words: str) -> None:
+    """Status and body agree, and the body has exactly the fields the SDKs parse."""
+    assert answer.status_code == status, answer.text
+    body = answer.json()
+    assert set(body) == {"code", "message"}
+    assert body["code"] == status
+    for word in words:
+        assert word in body["message"]
+
+
+@pytest.mark.parametrize("path", ["/v2/sandboxes", "/sandboxes"])
+async def test_create_answers_what_the_sdks_need(api: httpx.AsyncClient, path: str) -> None:
+    answer = await api.post(path, json={"templateID": "base", "timeout": 60, "secure": True, "unknown": 1})
+    assert answer.status_code == 201
+    body = answer.json()
+    assert {key: body[key] for key in ("templateID", "clientID", "envdVersion", "domain", "mcp")} == {
+        "templateID": "base",
+        "clientID": "sandgate",
+        "envdVersion": "0.6.13",
+        "domain": None,
+        "mcp": None,
+    }
+    assert body["sandboxID"].isalnum()
+    assert len(body["envdAccessToken"]) == 64
+
+
+async def test_create_with_servers_answers_url_token_and_states(api: httpx.AsyncClient) -> None:
+    body = await create(api, templateID=None, mcp={"time": {}, "fetch": {}})
+    assert body["templateID"] == "mcp-gateway"
+    assert body["mcp"]["url"] == f"http://gate.example/sandboxes/{body['sandboxID']}/mcp"
+    assert len(body["mcp"]["token"]) == 64
+    ready = {"state": "ready", "message": None, "stderr": None}
+    assert body["mcp"]["servers"] == {"time": ready, "fetch": ready}
+
+
+async def test_an_empty_map_is_a_gateway_without_servers(api: httpx.AsyncClient) -> None:
+    assert (await create(api, templateID=None, mcp={}))["mcp"]["servers"] == {}
+
+
+async def test_a_sandbox_can_be_looked_at(api: httpx.AsyncClient) -> None:
+    created = await create(api, mcp={"time": {}}, metadata={"a b": "c&d"}, allow_internet_access=False, timeout=90)
+    detail = (await api.get(f"/sandboxes/{created['sandboxID']}")).json()
+    assert detail["state"] == "running"
+    assert detail["metadata"] == {"a b": "c&d"}
+    assert detail["allowInternetAccess"] is False
+    assert detail["envdAccessToken"] == created["envdAccessToken"]
+    assert (detail["cpuCount"], detail["memoryMB"], detail["diskSizeMB"]) == (1, 512, 10240)
+    assert detail["mcp"]["servers"]["time"]["state"] == "ready"
+    assert detail["mcp"]["token"] is None
+    started, end = (datetime.fromisoformat(detail[key]) for key in ("startedAt", "endAt"))
+    assert end - started == timedelta(seconds=90)
+
+
+async def test_a_client_id_behind_the_sandbox_id_is_ignored(api: httpx.AsyncClient) -> None:
+    created = await create(api)
+    assert (await api.get(f"/sandboxes/{created['sandboxID']}-abc123")).status_code == 200
+
+
+async def test_sandboxes_are_listed_newest_first(api: httpx.AsyncClient) -> None:
+    ids = [(await create(api))["sandboxID"] for _ in range(3)]
+    listed = (await api.get("/v2/sandboxes")).json()
+    assert [sandbox["sandboxID"] for sandbox in listed] == ids[::-1]
+    assert "envdAccessToken" not in listed[0]
+    assert (await api.get("/v2/sandboxes", params={"state": "paused"})).json() == []
+
+
+@pytest.mark.parametrize("prefix", ["/v2/sandboxes", "/sandboxes"])
+async def test_connect_answers_as_create_did_and_never_shortens(api: httpx.AsyncClient, prefix: str) -> None:
+    created = await create(api, mcp={"time": {}}, timeout=500)
+    before = (await api.get(f"/sandboxes/{created['sandboxID']}")).json()["endAt"]
+    for body in ({}, {"timeout": 10}, None):
+        answer = await api.post(f"{prefix}/{created['sandboxID']}/connect", json=body)
+        assert answer.status_code == 200
+        assert answer.json() == created
+    assert (await api.get(f"/sandboxes/{created['sandboxID']}")).json()["endAt"] == before
+    await api.post(f"{prefix}/{created['sandboxID']}/connect", json={"timeout": 900})
+    assert (await api.get(f"/sandboxes/{created['sandboxID']}")).json()["endAt"] > before
+
+
+async def test_a_killed_sandbox_is_not_found(api: httpx.AsyncClient) -> None:
+    created = await create(api)
+    assert (await api.delete(f"/sandboxes/{created['sandboxID']}")).status_code == 204
+    assert_error(await api.delete(f"/sandboxes/{created['sandboxID']}"), 404, created["sandboxID"])
+    assert_error(await api.get(f"/sandboxes/{created['sandboxID']}"), 404)
+    assert_error(await api.post(f"/v2/sandboxes/{created['sandboxID']}/connect", json={}), 404)
+    assert_error(await api.post(f"/sandboxes/{created['sandboxID']}/timeout", json={"timeout": 5}), 404)
+
+
+async def test_the_timeout_can_be_moved_both_ways(api: httpx.AsyncClient, clock: Clock) -> None:
+    created = await create(api, timeout=60)
+    ends = []
+    for timeout in (900, 30):
+        assert (
+            await api.post(f"/sandboxes/{created['sandboxID']}/timeout", json={"timeout": timeout})
+        ).status_code == 204
+        ends.append((await api.get(f"/sandboxes/{created['sandboxID']}")).json()["endAt"])
+    assert ends[0] > ends[1]
+
+
+async def test_a_key_is_taken_from_either_header(api: httpx.AsyncClient) -> None:
+    key = api.headers.pop("X-API-KEY")
+    assert_error(await api.get("/v2/sandboxes"), 401, "X-API-KEY")
+    assert_error(await api.get("/v2/sandboxes", headers={"X-API-KEY": "e2b_" + "0" * 40}), 401, "unknown")
+    assert (await api.get("/v2/sandboxes", headers={"Authorization": f"Bearer {key}"})).status_code == 200
+
+
+async def test_another_teams_sandbox_is_not_found(api: httpx.AsyncClient, control_plane: ControlPlane) -> None:
+    created = await create(api)
+    other = await control_plane.accounts.create_key(await control_plane.accounts.create_team("other"), "other")
+    headers = {"X-API-KEY": other}
+    path = f"/sandboxes/{created['sandboxID']}"
+    assert_error(await api.get(path, headers=headers), 404)
+    assert_error(await api.delete(path, headers=headers), 404)
+    assert_error(await api.post(f"{path}/connect", json={}, headers=headers), 404)
+    assert_error(await api.post(f"{path}/timeout", json={"timeout": 1}, headers=headers), 404)
+    assert (await api.get("/v2/sandboxes", headers=headers)).json() == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"templateID": "nonsense"}, 404, ["'nonsense'"]),
+        ({"mcp": {"tiem": {}}}, 400, ["Failed to start MCP gateway", "'tiem'", "'time'"]),
+        ({"mcp": {"time": {"localTimezone": ["x"]}}}, 400, ["time", "localTimezone"]),
+        ({"mcp": {"time": "x"}}, 400, ["mcp.time"]),
+        ({"mcp": []}, 400, ["mcp"]),
+        ({"mcp": {"time": {}}, "mcpOptions": {"naming": "never"}}, 400, ["mcpOptions.naming"]),
+        ({"timeout": -1}, 400, ["timeout"]),
+        ({"timeout": "soon"}, 400, ["timeout"]),
+        ({"envVars": {"A": 1}}, 400, ["envVars.A"]),
+        ({"autoPause": True}, 400, ["autoPause"]),
+        ({"network": {"denyOut": ["0.0.0.0/0"]}}, 400, ["network", "allow_internet_access"]),
+        ({"volumeMounts": [{"name": "v", "path": "/v"}]}, 400, ["volumeMounts"]),
+        ({"iam": {"tokens": {"t": {}}}}, 400, ["iam"]),
+    ],
+)
+async def test_bad_input_is_named(
+    api: httpx.AsyncClient, engine: InMemoryEngine, body: dict[str, object], status: int, words: list[str]
+) -> None:
+    assert_error(await api.post("/v2/sandboxes", json={"templateID": "mcp-gateway", **body}), status, *words)
+    assert await engine.observe() == {}
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"null", b"\xff", b""])
+async def test_a_body_that_is_no_json_object_is_refused(api: httpx.AsyncClient, content: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    assert_error(await api.post("/v2/sandboxes", content=content, headers=headers), 400)
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+async def test_a_body_over_one_mebibyte_is_refused(api: httpx.AsyncClient, is_announced: bool) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(17):
+            yield b" " * 65536
+
+    content = b" " * (1024 * 1024 + 1) if is_announced else pieces()
+    assert_error(await api.post("/v2/sandboxes", content=content), 413, "1024 KiB")
+
+
+async def test_a_server_that_does_not_come_up_is_no_reason_to_retry(api: httpx.AsyncClient, pods: PodTransport) -> None:
+    pods.failing["fetch"] = ["Traceback", "ImportError"]
+    answer = await api.post("/v2/sandboxes", json={"mcp": {"time": {}, "fetch": {}}})
+    assert_error(answer, 424, "Failed to start MCP gateway", "'fetch'", "ImportError")
+
+
+async def test_an_engine_that_is_away_is_a_reason_to_retry(api: httpx.AsyncClient, engine: InMemoryEngine) -> None:
+    engine.is_away = True
+    answer = await api.post("/v2/sandboxes", json={"templateID": "base"})
+    assert_error(answer, 503, "engine")
+    assert answer.headers["Retry-After"] == "5"
+
+
+async def test_unknown_paths_and_methods_have_error_bodies_too(api: httpx.AsyncClient) -> None:
+    assert_error(await api.get("/v2/nothing"), 404)
+    assert_error(await api.put("/v2/sandboxes"), 405)
+
+
+async def test_health_needs_no_key(api: httpx.AsyncClient) -> None:
+    del api.headers["X-API-KEY"]
+    assert (await api.get("/health")).status_code == 204
+
+
+async def test_the_catalog_lists_servers_with_their_properties(api: httpx.AsyncClient) -> None:
+    items = {item["key"]: item for item in (await api.get("/api/v1/catalog")).json()["items"]}
+    assert {"time", "fetch", "git", "sqlite", "everything", "filesystem", "memory", "sequentialthinking"} <= set(items)
+    assert items["time"]["properties"]["localTimezone"]["default"] == "UTC"
+
+
+async def test_openapi_describes_the_fields_that_are_ours(api: httpx.AsyncClient) -> None:
+    schemas = (await api.get("/openapi.json")).json()["components"]["schemas"]
+    assert {"mcp", "mcpOptions"} <= set(schemas["NewSandbox"]["properties"])
+    assert {"url", "token", "servers"} == set(schemas["McpAccess"]["properties"])
+    assert (await api.get("/docs")).status_code == 200

@@ -1,0 +1,163 @@
+"""The sandbox room in one process: real store, service and reconciler; engine and pods in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+import pytest
+
+from app.accounts import Accounts
+from app.catalog import Catalog
+from app.database import Database
+from app.engines.in_memory_engine import InMemoryEngine
+from app.engines.interface import Limits
+from app.sandboxes.directory import Directory
+from app.sandboxes.models import CreateSandbox
+from app.sandboxes.planning import STDIO_BRIDGE, Blueprint
+from app.sandboxes.pod_clients import AgentClient, GatewayClient
+from app.sandboxes.reconciler import Reconciler
+from app.sandboxes.service import SandboxService
+from app.sandboxes.store import Store
+from app.vault import Vault
+from tests.pods import PodTransport
+
+IMAGES: dict[str, dict[str, bytes]] = {"workspace:1": {}, "gateway:1": {STDIO_BRIDGE: b"bridge"}}
+
+
+class Clock:
+    """Time that passes only when told to, and still gives two calls two moments."""
+
+    def __init__(self) -> None:
+        self.moment = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        self.moment += timedelta(microseconds=1)
+        return self.moment
+
+    def advance(self, **amount: float) -> None:
+        self.moment += timedelta(**amount)
+
+
+@dataclass(kw_only=True)
+class ControlPlane:
+    """One life of a control plane; database, engine and pods outlive it."""
+
+    service: SandboxService
+    reconciler: Reconciler
+    directory: Directory
+    store: Store
+    accounts: Accounts
+    catalog: Catalog
+    team_id: str
+
+
+class StartControlPlane(Protocol):
+    def __call__(
+        self, *, engine: InMemoryEngine | None = None, own_servers: Path | None = None, listen_deadline_s: float = 5
+    ) -> AbstractAsyncContextManager[ControlPlane]:
+        """On the fixture's engine, or on another one; `own_servers` holds definitions beside the shipped ones."""
+        ...
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def pods() -> PodTransport:
+    return PodTransport()
+
+
+@pytest.fixture
+def engine() -> InMemoryEngine:
+    return InMemoryEngine(IMAGES, address_of=lambda spec: f"{spec.pod_id}.pod")
+
+
+@pytest.fixture
+def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine: InMemoryEngine) -> StartControlPlane:
+    shared_engine = engine
+
+    @asynccontextmanager
+    async def start(
+        *, engine: InMemoryEngine | None = None, own_servers: Path | None = None, listen_deadline_s: float = 5
+    ) -> AsyncIterator[ControlPlane]:
+        database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
+        await database.migrate()
+        accounts = Accounts(database)
+        team = await accounts.default_team() or await accounts.create_team("test")
+        store = Store(database, Vault(tmp_path / "encryption-key"))
+        catalog = Catalog.load(Path("catalog/servers"), own_servers or tmp_path / "none")
+        blueprint = Blueprint(
+            workspace_image="workspace:1",
+            gateway_image="gateway:1",
+            workspace_limits=Limits(memory_mib=512, cpus=1.0, pids=100),
+            server_start_timeout_s=1,
+            github_url="https://git.example",
+        )
+        directory = Directory()
+        async with httpx.AsyncClient(transport=pods) as http:
+            gateways = GatewayClient(http)
+            reconciler = Reconciler(
+                store=store,
+                engine=engine or shared_engine,
+                agents=AgentClient(http),
+                gateways=gateways,
+                directory=directory,
+                catalog=catalog,
+                blueprint=blueprint,
+                now=clock,
+                listen_deadline_s=listen_deadline_s,
+            )
+            service = SandboxService(
+                store=store,
+                reconciler=reconciler,
+                directory=directory,
+                gateways=gateways,
+                catalog=catalog,
+                blueprint=blueprint,
+                now=clock,
+            )
+            ready = asyncio.Event()
+            running = asyncio.create_task(reconciler.run(ready))
+            await ready.wait()
+            try:
+                yield ControlPlane(
+                    service=service,
+                    reconciler=reconciler,
+                    directory=directory,
+                    store=store,
+                    accounts=accounts,
+                    catalog=catalog,
+                    team_id=team.id,
+                )
+            finally:
+                running.cancel()
+                await asyncio.wait([running])
+                await database.aclose()
+
+    return start
+
+
+@pytest.fixture
+async def control_plane(start_control_plane: StartControlPlane) -> AsyncIterator[ControlPlane]:
+    async with start_control_plane() as control_plane:
+        yield control_plane
+
+
+def request(**fields: object) -> CreateSandbox:
+    return CreateSandbox(**{"template": "base", "timeout_s": 60, **fields})  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the control plane work until the condition holds; 5 s at most."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.002)
