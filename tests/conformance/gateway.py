@@ -49,6 +49,7 @@ def gateway_in_front_of(transport: Mapping[str, Any], folder: Path) -> Iterator[
     mcp_port, control_port = free_port(), free_port()
     command = [sys.executable, "-m", "sandgate_gateway", "--mcp-port", str(mcp_port), "--control-port"]
     command += [str(control_port), "--control-token-file", str(token_file), "--data-dir", str(folder / "data")]
+    command += ["--server-users", "same"]  # another uid could not read the checkout or the environment of its owner
     pythonpath = str(REPOSITORY / "sandbox_images" / "gateway")
     with (
         running(command, log=log, env={"PYTHONPATH": pythonpath}) as process,
@@ -78,5 +79,5 @@ def _wait_until_it_listens(control: httpx.Client, process: Popen[str], log: Path
             return
         except httpx.TransportError as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise ProcessError(f"the gateway does not answer: {error}\n{tail(log)}") from error
+                raise ProcessError(f"the gateway does not answer: {error}\n{tail(log)}") from None
             time.sleep(0.05)
