@@ -1,7 +1,10 @@
 """Builds the agent and runs it until it is told to stop; the only module that names every part."""
 
+import asyncio
 import contextlib
 import os
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import uvicorn
@@ -63,7 +66,7 @@ async def serve(options: Options) -> None:
         )
         door = StdioDoor(configuration, threads, tasks)
         await stack.enter_async_context(door.listening(options.host, options.door_port))
-        server = uvicorn.Server(
+        server = _Server(
             uvicorn.Config(
                 application,
                 host=options.host,
@@ -80,7 +83,17 @@ async def serve(options: Options) -> None:
                 timeout_graceful_shutdown=_STOP_GRACE_S,
             )
         )
+        loop = asyncio.get_running_loop()
+        for number in signal.SIGTERM, signal.SIGINT:
+            loop.add_signal_handler(number, server.handle_exit, number, None)
         await server.serve()
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: uvicorn would raise them again at its end, before the rest is cleaned up."""
+        yield
 
 
 async def _answer_health(request: Request) -> None:
