@@ -32,6 +32,9 @@ class Caller:
     def notify(self, method: str, params: dict[str, Any]) -> None:
         """Put a notification on the stream of this request; silent once the request is answered."""
 
+    def tell(self, method: str, params: dict[str, Any]) -> None:
+        """Put a notification that belongs to no request where this client hears of such; silent if it can't."""
+
     async def ask(self, method: str, params: Any) -> Any:
         """Have the client answer a server's request. Raises: RpcError with the client's refusal."""
         raise RpcError(METHOD_NOT_FOUND, f"no client can answer {method}")

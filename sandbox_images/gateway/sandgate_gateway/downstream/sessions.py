@@ -154,6 +154,9 @@ class SessionCaller(Caller):
     def notify(self, method: str, params: dict[str, Any]) -> None:
         self._reply.push(jsonrpc.notification(method, params))
 
+    def tell(self, method: str, params: dict[str, Any]) -> None:
+        self._session.tell(method, params)
+
     async def ask(self, method: str, params: Any) -> Any:
         if not self.has_capability_for(method):
             self.lacked_capability = method

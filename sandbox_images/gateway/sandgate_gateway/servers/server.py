@@ -27,6 +27,9 @@ STABLE_AFTER_S = 60.0
 LISTING_TIMEOUT_S = 10.0
 """Bound of reading all lists of a server that has just started, and of refreshing one for a client."""
 
+CALL_TIMEOUT_S = 3600.0
+"""A call a person still waits for; clients have bounds of their own."""
+
 CALL_WAITS_FOR_RESTART_S = 10.0
 
 Connect = Callable[[ServerDefinition, Listener], Connection]
@@ -201,9 +204,12 @@ class Server:
         """Raises: RpcError, which names this server where the gateway and not the server made it."""
         connection = await self.available()
         try:
-            return await connection.request(method, params, caller)
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                return await connection.request(method, params, caller)
         except ConnectionEndedError as error:
             raise self._gone(str(error)) from error
+        except TimeoutError:
+            raise self._gone(f"did not answer {method} within {CALL_TIMEOUT_S:g} s") from None
 
     async def available(self) -> Connection:
         """The connection; waits a while for a server that is being (re)started. Raises: RpcError."""

@@ -1,0 +1,254 @@
+"""A remote MCP server over streamable HTTP, in either era.
+
+Everything that belongs to a call comes on the call's own stream, so nothing needs guessing here. Towards a legacy
+server each legacy client has a session of its own, opened with that client's capabilities; modern clients with the same
+capabilities share one; the gateway's housekeeping has another. A modern server has no sessions.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import orjson
+
+from sandgate_gateway import jsonrpc
+from sandgate_gateway.callers import GATEWAY, Caller
+from sandgate_gateway.eras.outgoing import outgoing_params
+from sandgate_gateway.eras.probe import is_modern_refusal, modern_version
+from sandgate_gateway.headers import find_invalid_header_annotation, request_headers
+from sandgate_gateway.jsonrpc import Result, RpcError
+from sandgate_gateway.protocol import INTERNAL_ERROR, LIST_CHANGED, MODERN_VERSION
+from sandgate_gateway.upstreams.connection import Connection, ConnectionEndedError, CouldNotConnectError, Listener
+from sandgate_gateway.upstreams.correlation import wants_log, with_client_token
+from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError, first_event_name, messages
+from sandgate_gateway.upstreams.http_session import HttpSession
+
+logger = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_S = 5.0
+OLD_TRANSPORT_CHECK_S = 3.0
+MAX_RECONNECTS = 5
+"""Of the stream for changes, one after the other in vain; then the server counts as gone."""
+RECONNECT_PAUSE_S = 0.5
+
+
+class HttpConnection(Connection):
+    def __init__(self, name: str, listener: Listener, *, url: str, headers: Mapping[str, str]) -> None:
+        self.capabilities = {}
+        self._name = name
+        self._listener = listener
+        self._exchanges = HttpExchanges(url, headers)
+        self._ids = itertools.count(1)
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._sessions: dict[object, HttpSession] = {}
+        self._opening = asyncio.Lock()
+        self._listen: asyncio.Task[None] | None = None
+        self._subscriptions: frozenset[str] = frozenset()
+        self._annotated_schemas: dict[str, Any] = {}
+
+    # Opening
+
+    async def open(self, *, skip_probe: bool = False) -> None:
+        if not skip_probe and await self._is_modern():
+            self._restart_listen()
+            return
+        self.era = "legacy"
+        try:
+            session = await self._legacy_session(GATEWAY)
+        except HttpStatusError as error:
+            raise CouldNotConnectError(await self._why(error), final=error.status < 500) from error
+        self.protocol_version = session.protocol_version
+        self.capabilities = session.capabilities
+        self.instructions = session.instructions
+
+    async def _is_modern(self) -> bool:
+        self.era, self.protocol_version = "modern", MODERN_VERSION
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                result = await self._modern_request("server/discover", {}, GATEWAY)
+        except (TimeoutError, HttpStatusError):
+            return False
+        except RpcError as error:
+            if is_modern_refusal(error):
+                raise
+            return False
+        version = modern_version(result)
+        if version is None:
+            return False
+        self.protocol_version = version
+        self.capabilities = result.value.get("capabilities") or {}
+        self.instructions = result.value.get("instructions") or ""
+        return True
+
+    async def _why(self, error: HttpStatusError) -> str:
+        """What a refused `initialize` means, for a person."""
+        if error.status in (401, 403):
+            return f"refuses the configured credentials (HTTP status {error.status})"
+        with suppress(ConnectionEndedError, HttpStatusError, TimeoutError):
+            async with asyncio.timeout(OLD_TRANSPORT_CHECK_S), self._exchanges.get({}) as response:
+                if await first_event_name(response) == "endpoint":
+                    return "speaks the HTTP+SSE transport of 2024-11-05, which the gateway does not support"
+        return f"{error}; its URL must be the one of a streamable HTTP endpoint"
+
+    # Connection
+
+    async def request(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
+        if self._ended.done():
+            raise ConnectionEndedError(self._ended.result())
+        try:
+            if self.era == "modern":
+                return await self._modern_request(method, params, caller)
+            return await self._legacy_request(method, params, caller)
+        except HttpStatusError as error:
+            raise RpcError(INTERNAL_ERROR, f"server {self._name!r} {error}", {"server": self._name}) from error
+
+    async def notify(self, method: str, params: dict[str, Any], caller: Caller) -> None:
+        session = self._sessions.get(_session_key(caller))
+        if session is not None:
+            await session.notify(method, params)
+
+    async def subscribe(self, uris: frozenset[str]) -> None:
+        before, self._subscriptions = self._subscriptions, uris
+        if self.era == "modern":
+            self._restart_listen()
+            return
+        for uri in sorted(uris - before):
+            await self.request("resources/subscribe", {"uri": uri}, GATEWAY)
+        for uri in sorted(before - uris):
+            await self.request("resources/unsubscribe", {"uri": uri}, GATEWAY)
+
+    async def wait_ended(self) -> str:
+        return await asyncio.shield(self._ended)
+
+    async def forget(self, key: object) -> None:
+        session = self._sessions.pop(key, None)
+        if session is not None:
+            await session.close(tell_server=True)
+
+    async def close(self) -> None:
+        if self._listen is not None:
+            self._listen.cancel()
+            await asyncio.wait((self._listen,))
+        sessions, self._sessions = self._sessions, {}
+        if sessions:
+            async with asyncio.TaskGroup() as group:
+                for session in sessions.values():
+                    group.create_task(session.close(tell_server=not self._ended.done()))
+        self._end("was stopped")
+        await self._exchanges.close()
+
+    def _end(self, how: str) -> None:
+        if not self._ended.done():
+            self._ended.set_result(how)
+
+    # Legacy servers
+
+    async def _legacy_request(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
+        session = await self._legacy_session(caller)
+        try:
+            return await session.request(method, params, caller)
+        except HttpStatusError as error:
+            if error.status != 404:
+                raise
+        # The server has forgotten the session (2025-11-25, basic/transports, session management), so it has not begun.
+        key = _session_key(caller)
+        if self._sessions.get(key) is session:
+            del self._sessions[key]
+            await session.close(tell_server=False)
+        return await (await self._legacy_session(caller)).request(method, params, caller)
+
+    async def _legacy_session(self, caller: Caller) -> HttpSession:
+        key = _session_key(caller)
+        session = self._sessions.get(key)
+        if session is None:
+            async with self._opening:
+                session = self._sessions.get(key)
+                if session is None:
+                    session = HttpSession(self._name, self._exchanges, self._listener, caller, self._end)
+                    try:
+                        await session.open()
+                    except BaseException:
+                        await session.close(tell_server=False)
+                        raise
+                    self._sessions[key] = session
+        return session
+
+    # Modern servers
+
+    async def _modern_request(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
+        identifier = next(self._ids)
+        token = identifier if caller.progress_token is not None else None
+        outgoing = outgoing_params("modern", self.protocol_version, params, caller, token)
+        headers = request_headers(
+            method, outgoing, self.protocol_version, self._annotated_schemas.get(str(params.get("name")))
+        )
+        async with self._exchanges.post(jsonrpc.request(identifier, method, outgoing), headers) as response:
+            async for incoming in messages(response):
+                message = incoming.message
+                if "method" in message:
+                    self._modern_notification(message, caller)
+                elif message.get("id") == identifier:
+                    if "error" in message:
+                        raise jsonrpc.as_error(message["error"])
+                    result = Result(message.get("result"), incoming.raw)
+                    if method == "tools/list":
+                        self._learn_annotations(result.value)
+                    return result
+        raise ConnectionEndedError("closed the stream before it answered")
+
+    def _modern_notification(self, message: dict[str, Any], caller: Caller) -> None:
+        method, params = message["method"], message.get("params")
+        params = params if isinstance(params, dict) else {}
+        pass_on(method, params, caller)
+        if method in LIST_CHANGED or method == "notifications/resources/updated":
+            self._listener(method, {key: value for key, value in params.items() if key != "_meta"})
+
+    def _learn_annotations(self, value: Any) -> None:
+        """Tools whose arguments are repeated in headers; the headers are the client's duty, so here the gateway's."""
+        for tool in value.get("tools") or () if isinstance(value, dict) else ():
+            schema = tool.get("inputSchema") if isinstance(tool, dict) else None
+            if schema and b'"x-mcp-header"' in orjson.dumps(schema) and not find_invalid_header_annotation(schema):
+                self._annotated_schemas[str(tool.get("name"))] = schema
+
+    def _restart_listen(self) -> None:
+        if self._listen is not None:
+            self._listen.cancel()
+        self._listen = asyncio.create_task(self._keep_listening(self._subscriptions), name=f"listen {self._name}")
+
+    async def _keep_listening(self, uris: frozenset[str]) -> None:
+        """Hear of changes for as long as the connection lives. After a break everything may have changed."""
+        wanted: dict[str, Any] = {f"{capability}ListChanged": True for capability in LIST_CHANGED.values()}
+        if uris:
+            wanted["resourceSubscriptions"] = sorted(uris)
+        failures = 0
+        while failures < MAX_RECONNECTS:
+            started = asyncio.get_running_loop().time()
+            try:
+                await self._modern_request("subscriptions/listen", {"notifications": wanted}, GATEWAY)
+            except (RpcError, HttpStatusError):
+                return  # this server does not offer it: its lists are good for as long as it says
+            except ConnectionEndedError:
+                failures = failures + 1 if asyncio.get_running_loop().time() - started < RECONNECT_PAUSE_S else 0
+            await asyncio.sleep(RECONNECT_PAUSE_S * (failures + 1))
+            for method in LIST_CHANGED:
+                self._listener(method, {})
+        self._end("is not reachable any more")
+
+
+def pass_on(method: str, params: dict[str, Any], caller: Caller) -> None:
+    """A notification on a call's own stream to whoever made the call."""
+    if method == "notifications/progress":
+        if (translated := with_client_token(params, caller)) is not None:
+            caller.notify(method, translated)
+    elif method == "notifications/message" and wants_log(caller, params.get("level")):
+        caller.notify(method, params)
+
+
+def _session_key(caller: Caller) -> object:
+    """Legacy clients have a session each, modern ones with equal capabilities share one."""
+    if caller.era == "legacy":
+        return caller.key
+    return orjson.dumps(caller.capabilities, option=orjson.OPT_SORT_KEYS)
