@@ -168,27 +168,25 @@ class Reconciler:
         return BroughtUp(live, servers)
 
     async def _configure(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan, address: str) -> None:
-        """Agent and gateway at once. Raises: SandboxFailed with the last log lines of what did not come up."""
-        parts: dict[str, Coroutine[Any, Any, Any]] = {
-            "workspace": self._agents.init(address, pod.secrets.agent_token, _agent_init(sandbox, pod))
-        }
-        if plan.gateway is not None:
-            config = make_gateway_config(plan.gateway, sandbox.secrets.mcp_options, pod, sandbox.secrets.mcp_tokens)
-            parts["gateway"] = self._gateways.configure(address, pod.secrets.gateway_token, config)
+        """The agent before the gateway, which calls at its stdio door.
+
+        Raises: SandboxFailed with the last log lines of what did not come up.
+        """
         try:
-            async with asyncio.timeout(self._listen_deadline_s), asyncio.TaskGroup() as group:
-                for part in parts.values():
-                    group.create_task(part)
-        except (TimeoutError, ExceptionGroup) as error:
-            reasons = (
-                error.exceptions
-                if isinstance(error, ExceptionGroup)
-                else [f"no answer in {self._listen_deadline_s:g} s"]
-            )
-            logs = [f"{role}: {await self._engine.logs(pod.id, role, tail=_LOG_TAIL) or 'no output'}" for role in parts]
+            async with asyncio.timeout(self._listen_deadline_s):
+                await self._agents.init(address, pod.secrets.agent_token, _agent_init(sandbox, pod))
+                if plan.gateway is not None:
+                    tokens = sandbox.secrets.mcp_tokens
+                    config = make_gateway_config(plan.gateway, sandbox.secrets.mcp_options, pod, tokens)
+                    await self._gateways.configure(address, pod.secrets.gateway_token, config)
+        except (TimeoutError, PodUnreachableError) as error:
+            reason = str(error) or f"no answer in {self._listen_deadline_s:g} s"
+            logs = [
+                f"{role}: {await self._engine.logs(pod.id, role, tail=_LOG_TAIL) or 'no output'}"
+                for role in (container.role for container in plan.containers)
+            ]
             raise SandboxFailed(
-                f"Sandbox {sandbox.id} did not come up ({'; '.join(map(str, reasons))}). Last output of "
-                + "; ".join(logs)
+                f"Sandbox {sandbox.id} did not come up ({reason}). Last output of " + "; ".join(logs)
             ) from error
 
     async def _await_servers(self, sandbox: Sandbox, pod: PodRecord, address: str) -> tuple[ServerStatus, ...]:

@@ -38,6 +38,10 @@ def child_environment(home: Path, env: Mapping[str, str]) -> dict[str, str]:
 
 def prepare_home(home: Path, identity: Identity | None) -> None:
     """Safe to repeat. Raises: OSError."""
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Root enters the directory before it takes on the server's uid, and it may not ignore permissions (no
+    # CAP_DAC_OVERRIDE); so the directory stays in root's group.
+    if not home.exists():
+        home.mkdir(parents=True)
+        home.chmod(0o750)
     if identity is not None:
-        os.chown(home, identity.uid, identity.gid)
+        os.chown(home, identity.uid, -1)
