@@ -1,5 +1,6 @@
-"""How a caller's path becomes an absolute one."""
+"""How a caller's path becomes an absolute one, and how there comes to be a directory for it."""
 
+import errno
 import os
 
 from sandgate_agent.errors import InvalidArgument
@@ -13,3 +14,11 @@ def resolve_path(path: str, user: User) -> str:
     if path == "~" or path.startswith("~/"):
         path = user.home + path[1:]
     return os.path.normpath(os.path.join(user.home, path))
+
+
+def make_parents(path: str) -> None:
+    """Make the directories above a path that are missing, mode 0755. Safe to repeat. Raises: OSError."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error

@@ -7,6 +7,7 @@ from typing import Self
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.errors import InvalidArgument, os_errors_mapped
 from sandgate_agent.files.metadata import Metadata, replace_metadata
+from sandgate_agent.paths import make_parents
 from sandgate_agent.users import User
 
 _PIECE = 1 << 20
@@ -57,7 +58,7 @@ class FileSink:
 
     def _open(self) -> None:
         with os_errors_mapped(self.path):
-            os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
+            make_parents(self.path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             try:
                 self._descriptor = os.open(self.path, flags | os.O_EXCL, 0o644)
