@@ -56,7 +56,6 @@ class Door:
         task.add_done_callback(self._passing.discard)
         engine_reader, engine_writer = await _open_engine()
         try:
-            # A TaskGroup would swallow the cancellation that shutting the door is.
             async with asyncio.TaskGroup() as both_ways:
                 both_ways.create_task(_copy(reader, engine_writer))
                 both_ways.create_task(_copy(engine_reader, writer))
