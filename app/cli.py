@@ -22,6 +22,7 @@ from app.build_display import BuildDisplay
 from app.catalog import describe
 from app.database import Database
 from app.doctor import diagnose
+from app.edge.edge import Edge
 from app.engines.images import ImageBuilder, ImageTags
 from app.engines.installation import install_engine
 from app.errors import SandgateError
@@ -43,6 +44,7 @@ T = TypeVar("T")
 # Clients keep idle connections for up to 300 s (E2B SDKs); the server must not be the one to close them first.
 _KEEP_ALIVE_S = 310
 _SHUTDOWN_S = 5
+_STREAMS_END_S = 1.0
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A sandbox and every MCP server behind one URL.")
 keys = typer.Typer(no_args_is_help=True, help="API keys, and the key that encrypts what is stored.")
@@ -73,8 +75,9 @@ def serve(
         _ensure_engine(settings)
         _ensure_images(settings)
     configure_logging()
+    edge = make_app(settings)
     config = uvicorn.Config(
-        make_app(settings),
+        edge,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
@@ -82,10 +85,13 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        ws="websockets-sansio",
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
-    server = _Server(config, settings)
+    server = _Server(config, settings, edge)
     server.run()
     if not server.started:
         raise SandgateError(f"Could not serve on {settings.host}:{settings.port}; the reason is above.")
@@ -166,16 +172,21 @@ def build_images() -> None:
 
 
 class _Server(uvicorn.Server):
-    """Tells how to begin, once requests are served."""
+    """Tells how to begin, once requests are served; at the end does not wait for streams that have none."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, edge: Edge) -> None:
         super().__init__(config)
         self._settings = settings
+        self._edge = edge
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             _console.print(_welcome(public_url(self._settings), self._settings.home / "api-key"), soft_wrap=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(_STREAMS_END_S, self._edge.close_streams)
+        await super().shutdown(sockets)
 
 
 def _welcome(url: str, key_file: Path) -> str:

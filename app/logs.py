@@ -35,3 +35,12 @@ def configure_logging() -> None:
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for what uvicorn says when the edge breaks a stream off or refuses a WebSocket, both on purpose."""
+    return record.getMessage() not in (
+        "ASGI callable returned without completing response.",
+        "ASGI callable returned without completing handshake.",
+    )

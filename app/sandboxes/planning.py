@@ -198,7 +198,7 @@ def make_pod_spec(plan: SandboxPlan, pod: PodRecord, stdio_bridge: bytes | None)
         pod_id=pod.id,
         containers=tuple(replace(container, files=files[container.role]) for container in plan.containers),
         egress=plan.egress,
-        labels={"sandgate.sandbox": pod.sandbox_id},
+        labels={"sandbox": pod.sandbox_id},
     )
 
 

@@ -166,7 +166,7 @@ def test_control_tokens_are_files_that_only_their_own_container_gets(catalog: Ca
         "workspace": (File(path="/run/sandgate/agent-control-token", content=b"agent-token"),),
         "server-0": (File(path="/.sandgate/stdio-bridge", content=b"bridge", mode=0o555),),
     }
-    assert spec.labels == {"sandgate.sandbox": "i1"}
+    assert spec.labels == {"sandbox": "i1"}
 
 
 def test_the_gateway_is_told_tokens_naming_and_where_the_stdio_door_is(catalog: Catalog) -> None:

@@ -5,7 +5,7 @@ docs/ARCHITECTURE.md, 6.2 and 6.3. What goes out is the program's stdin, raw; wh
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -164,8 +164,8 @@ class _Door(asyncio.Protocol):
         self._connection = connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._connection.connected(transport)
+        # A cast, because the transports of uvloop do not inherit from asyncio's.
+        self._connection.connected(cast(asyncio.Transport, transport))
 
     def data_received(self, data: bytes) -> None:
         self._connection.frames_received(data)
