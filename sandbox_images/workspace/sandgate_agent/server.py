@@ -7,14 +7,13 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import uvicorn
-
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.application import Application
 from sandgate_agent.asgi import Request
 from sandgate_agent.background_tasks import BackgroundTasks
 from sandgate_agent.configuration import ConfigurationHolder
 from sandgate_agent.files.endpoint import FilesEndpoint
+from sandgate_agent.lean_uvicorn import Config, Server
 from sandgate_agent.processes.registry import ProcessRegistry
 from sandgate_agent.processes.service import ProcessService
 from sandgate_agent.stdio_door.door import StdioDoor
@@ -67,7 +66,7 @@ async def serve(options: Options) -> None:
         door = StdioDoor(configuration, threads, tasks)
         await stack.enter_async_context(door.listening(options.host, options.door_port))
         server = _Server(
-            uvicorn.Config(
+            Config(
                 application,
                 host=options.host,
                 port=options.port,
@@ -89,7 +88,7 @@ async def serve(options: Options) -> None:
         await server.serve()
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone: uvicorn would raise them again at its end, before the rest is cleaned up."""
