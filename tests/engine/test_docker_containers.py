@@ -262,29 +262,35 @@ async def test_a_new_engine_object_finds_what_an_earlier_one_started(
 async def test_a_control_plane_killed_in_mid_start_leaves_what_a_stop_removes(
     docker_subject: DockerSubject, base_image: str
 ) -> None:
+    installation = f"{docker_subject.installation}-killed"
     program = f"""
 import asyncio
 from app.engines.docker_engine import DockerEngine
 from tests.engine.subjects import container, pod
 
 async def start():
-    engine = DockerEngine({docker_subject.installation!r}, guard_image={base_image!r})
+    engine = DockerEngine({installation!r}, guard_image={base_image!r})
     await engine.prepare()
     await engine.start(pod("killed", *(container({base_image!r}, f"c{{n}}", volumes={{"v": "/v"}}) for n in range(4))))
 
 asyncio.run(start())
 """
+    restarted = DockerEngine(installation, guard_image=base_image)
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
 
     async def is_begun() -> bool:
-        return "killed" in await docker_subject.engine.observe() or process.returncode is not None
+        return "killed" in await restarted.observe() or process.returncode is not None
 
-    await until(is_begun)
-    process.kill()
-    await process.wait()
-    assert not (await docker_subject.engine.observe())["killed"].is_running
-    await docker_subject.engine.stop("killed")
-    assert await docker_subject.leftovers("killed") == []
+    try:
+        await until(is_begun)
+        process.kill()
+        await process.wait()
+        assert not (await restarted.observe())["killed"].is_running
+        await restarted.stop("killed")
+        assert await docker_subject.leftovers("killed") == []
+    finally:
+        await restarted.remove_installation()
+        await restarted.aclose()
 
 
 async def test_reading_a_file_follows_links_and_leaves_no_container(docker_subject: DockerSubject) -> None:

@@ -12,7 +12,7 @@ import pytest
 from app.engines.docker_engine import DockerEngine
 from app.engines.interface import PodSpec
 from app.errors import EngineError, ImageMissing
-from tests.engine.conftest import Listener
+from tests.engine.conftest import INSTALLATION, Listener
 from tests.engine.subjects import DockerSubject, container, pod, until
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
@@ -186,7 +186,7 @@ async def test_preparing_again_keeps_pods_confined_and_reachable(
 
 
 async def test_no_pod_starts_before_the_networks_are_prepared(base_image: str) -> None:
-    engine = DockerEngine("tests-unprepared", guard_image=base_image)
+    engine = DockerEngine(f"{INSTALLATION}-unprepared", guard_image=base_image)
     try:
         with pytest.raises(EngineError, match="not prepared"):
             await engine.start(PodSpec(pod_id="early", containers=(container(base_image),)))
@@ -195,7 +195,7 @@ async def test_no_pod_starts_before_the_networks_are_prepared(base_image: str) -
 
 
 async def test_preparing_without_the_guard_image_names_it() -> None:
-    engine = DockerEngine("tests-unprepared", guard_image="sandgate/absent:1")
+    engine = DockerEngine(f"{INSTALLATION}-unprepared", guard_image="sandgate/absent:1")
     try:
         with pytest.raises(ImageMissing, match="sandgate/absent:1"):
             await engine.prepare()
@@ -211,14 +211,14 @@ async def test_preparing_fails_with_the_reason_when_the_rules_cannot_be_set(
     docker_api.wait(made, timeout=30)
     image = docker_api.commit(made)["Id"]
     docker_api.remove_container(made)
-    engine = DockerEngine("tests-toothless", guard_image=image)
+    engine = DockerEngine(f"{INSTALLATION}-toothless", guard_image=image)
     try:
         with pytest.raises(EngineError, match="nft: not found"):
             await engine.prepare()
         with pytest.raises(EngineError, match="not prepared"):
             await engine.start(PodSpec(pod_id="early", containers=(container(base_image),)))
     finally:
-        working = DockerEngine("tests-toothless", guard_image=base_image)
+        working = DockerEngine(f"{INSTALLATION}-toothless", guard_image=base_image)
         await working.remove_installation()
         await working.aclose()
         await engine.aclose()
@@ -228,7 +228,8 @@ async def test_preparing_fails_with_the_reason_when_the_rules_cannot_be_set(
 async def test_removing_an_installation_leaves_no_network_and_no_rule(
     docker_api: docker.APIClient, base_image: str
 ) -> None:
-    engine = DockerEngine("tests-removed", guard_image=base_image)
+    installation = f"{INSTALLATION}-removed"
+    engine = DockerEngine(installation, guard_image=base_image)
     try:
         await engine.prepare()
         await engine.start(PodSpec(pod_id="last", containers=(container(base_image, volumes={"v": "/v"}),)))
@@ -237,5 +238,5 @@ async def test_removing_an_installation_leaves_no_network_and_no_rule(
         assert await engine.observe() == {}
     finally:
         await engine.aclose()
-    assert docker_api.networks(filters={"label": "sandgate.installation=tests-removed"}) == []
-    assert docker_api.volumes(filters={"label": "sandgate.installation=tests-removed"})["Volumes"] in (None, [])
+    assert docker_api.networks(filters={"label": f"sandgate.installation={installation}"}) == []
+    assert docker_api.volumes(filters={"label": f"sandgate.installation={installation}"})["Volumes"] in (None, [])
