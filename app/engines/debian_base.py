@@ -41,24 +41,26 @@ _NOT_PACKED = (
 Report = Callable[[str], None]
 
 
-def debian_base(client: docker.DockerClient, wanted: str, report: Report) -> str:
+def debian_base(
+    client: docker.DockerClient, wanted: str, report: Report, *, registry_silence_s: float = REGISTRY_SILENCE_S
+) -> str:
     """An image on the engine to start from: `wanted` if it is present or can be pulled, else one made by debootstrap.
 
     Raises: EngineError with what to install when neither can be had, EngineUnavailable.
     """
-    if _is_present(client, wanted):
+    if is_present(client, wanted):
         return wanted
-    reason = _pull(client, wanted, report)
+    reason = _pull(client, wanted, report, registry_silence_s)
     if reason is None:
         return wanted
     report(f"{wanted} cannot be pulled: {reason}")
-    if not _is_present(client, MADE_HERE):
+    if not is_present(client, MADE_HERE):
         _make(client, why=f"{wanted} is not on the engine and cannot be pulled ({reason})", report=report)
     report(f"using {MADE_HERE} instead of {wanted}")
     return MADE_HERE
 
 
-def _is_present(client: docker.DockerClient, image: str) -> bool:
+def is_present(client: docker.DockerClient, image: str) -> bool:
     with docker_errors_mapped(f"look for image {image}"):
         try:
             client.images.get(image)
@@ -67,7 +69,7 @@ def _is_present(client: docker.DockerClient, image: str) -> bool:
         return True
 
 
-def _pull(client: docker.DockerClient, image: str, report: Report) -> str | None:
+def _pull(client: docker.DockerClient, image: str, report: Report, silence_s: float) -> str | None:
     """Why the image could not be pulled, or None if it was.
 
     The engine alone decides how long it waits for a registry, so a thread that can be left behind reads its answers.
@@ -76,8 +78,7 @@ def _pull(client: docker.DockerClient, image: str, report: Report) -> str | None
 
     def read() -> None:
         try:
-            name, _, tag = image.rpartition(":") if ":" in image.rsplit("/", 1)[-1] else (image, "", "latest")
-            for event in client.api.pull(name, tag=tag, stream=True, decode=True):
+            for event in client.api.pull(image, stream=True, decode=True):
                 if "error" in event:
                     raise DockerException(event["error"])
                 answers.put(f"pulling {image}: {event.get('id', '')} {event.get('status', '')}")
@@ -88,9 +89,9 @@ def _pull(client: docker.DockerClient, image: str, report: Report) -> str | None
     threading.Thread(target=read, name=f"pull {image}", daemon=True).start()
     while True:
         try:
-            answer = answers.get(timeout=REGISTRY_SILENCE_S)
+            answer = answers.get(timeout=silence_s)
         except queue.Empty:
-            return f"its registry said nothing for {REGISTRY_SILENCE_S:.0f} s"
+            return f"its registry said nothing for {silence_s:g} s"
         if answer is None:
             return None
         if isinstance(answer, BaseException):
@@ -121,7 +122,7 @@ def _make(client: docker.DockerClient, *, why: str, report: Report) -> None:
             subprocess.Popen(pack, stdout=subprocess.PIPE) as packing,
         ):
             client.api.import_image_from_stream(packing.stdout, repository=name, tag=tag, changes=['CMD ["bash"]'])
-    if not _is_present(client, MADE_HERE):
+    if not is_present(client, MADE_HERE):
         raise EngineError(f"The engine took the file system of {MADE_HERE} but made no image of it.")
 
 

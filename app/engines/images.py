@@ -1,6 +1,6 @@
-"""The sandbox images: how they are named after their inputs, which of them the engine lacks, and how those are built.
+"""The sandbox images: how they are named after their sources, which of them the engine lacks, and building those.
 
-    base        Debian, Python, Node, uv, git and the baked MCP servers
+    base            Debian, Python, Node, uv, git and the baked MCP servers
     ├── workspace   the agent, sudo, compilers
     └── gateway     the gateway, the stdio bridge
 
@@ -11,24 +11,23 @@ that image and to what stands on it, and an image that exists never has to be co
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import io
 import os
 import re
-import tarfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import docker
-from docker.errors import ImageNotFound
 
-from app.engines.debian_base import debian_base
+from app.engines.debian_base import debian_base, is_present
 from app.engines.docker_client import docker_errors_mapped
+from app.engines.image_sources import ImageSources, ImageTags
 from app.errors import EngineError, EngineOutOfSpace
+
+__all__ = ["BuildProgress", "ImageBuildError", "ImageBuilder", "ImageTags", "image_tags"]
 
 STEP_SILENCE_S = 900
 """How long a build step may print nothing before the build is given up."""
@@ -36,15 +35,6 @@ OTHER_BUILD_S = 3600
 """How long to wait for another build of the same sources to end."""
 OUTPUT_LINES = 20
 """How much of a failed step's output goes into the error."""
-
-_STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
-
-
-@dataclass(frozen=True, slots=True)
-class ImageTags:
-    base: str
-    workspace: str
-    gateway: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +58,7 @@ class ImageBuildError(EngineError):
         self.output = output
 
 
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """What an image is built from, below the source folder."""
-
-    image: str
-    parts: tuple[str, ...]
-
-    def files(self, source: Path) -> Iterator[tuple[str, Path]]:
-        """Name in the build context and path of each file, in a fixed order, without what Python and editors leave."""
-        for part in self.parts:
-            for path in sorted((source / part).rglob("*")):
-                name = path.relative_to(source)
-                hidden = any(piece == "__pycache__" or piece.startswith(".") for piece in name.parts)
-                if path.is_file() and not hidden:
-                    yield name.as_posix(), path
-
-
-_BASE = _Folder("base", ("base", "servers"))
-_WORKSPACE = _Folder("workspace", ("workspace",))
-_GATEWAY = _Folder("gateway", ("gateway", "stdio_bridge"))
+Report = Callable[[BuildProgress], None]
 
 
 def image_tags(source: Path, *, base_image: str, ca_bundle: Path | None) -> ImageTags:
@@ -95,8 +66,7 @@ def image_tags(source: Path, *, base_image: str, ca_bundle: Path | None) -> Imag
 
     Raises: EngineError when `source` or `ca_bundle` cannot be read.
     """
-    base = _tag(_BASE, source, base_image, hashlib.sha256(_certificates(ca_bundle)).hexdigest())
-    return ImageTags(base=base, workspace=_tag(_WORKSPACE, source, base), gateway=_tag(_GATEWAY, source, base))
+    return ImageSources(source, base_image=base_image, ca_bundle=ca_bundle).tags
 
 
 class ImageBuilder:
@@ -113,151 +83,109 @@ class ImageBuilder:
 
     def missing(self) -> list[str]:
         """Tags of the images that are not on the engine, in the order in which they are built."""
-        return [tag for tag in self._ordered() if not self._is_present(tag)]
+        tags = self._read_sources().tags
+        return [tag for tag in (tags.base, tags.workspace, tags.gateway) if not is_present(self._client, tag)]
 
-    def build(self, report: Callable[[BuildProgress], None]) -> ImageTags:
+    def build(self, report: Report) -> ImageTags:
         """Build what is missing and tell `report` of each line of output. Of builders of one source folder, one works.
 
         Raises: ImageBuildError, EngineUnavailable, EngineOutOfSpace, EngineError.
         """
-        with _only_builder_of(self._source, waiting=lambda line: report(BuildProgress("base", 0, 0, line))):
-            tags = image_tags(self._source, base_image=self._base_image, ca_bundle=self._ca_bundle)
-            missing = self.missing()
-            if tags.base in missing:
-                below = debian_base(
-                    self._client, self._base_image, lambda line: report(BuildProgress("base", 0, 0, line))
-                )
-                self._build(_BASE, tags.base, below, {"ca-bundle.crt": _certificates(self._ca_bundle)}, report)
-            if tags.workspace in missing:
-                self._build(_WORKSPACE, tags.workspace, tags.base, {}, report)
-            if tags.gateway in missing:
-                self._build(_GATEWAY, tags.gateway, tags.base, {}, report)
+
+        def say(line: str) -> None:
+            report(BuildProgress("base", 0, 0, line))
+
+        with _only_builder_of(self._source, say):
+            sources = self._read_sources()
+            tags = sources.tags
+            if not is_present(self._client, tags.base):
+                below = debian_base(self._client, self._base_image, say)
+                self._build("base", tags.base, sources, below, report)
+            if not is_present(self._client, tags.workspace):
+                self._build("workspace", tags.workspace, sources, tags.base, report)
+            if not is_present(self._client, tags.gateway):
+                self._build("gateway", tags.gateway, sources, tags.base, report)
             return tags
 
-    def _ordered(self) -> tuple[str, ...]:
-        tags = image_tags(self._source, base_image=self._base_image, ca_bundle=self._ca_bundle)
-        return tags.base, tags.workspace, tags.gateway
+    def _read_sources(self) -> ImageSources:
+        return ImageSources(self._source, base_image=self._base_image, ca_bundle=self._ca_bundle)
 
-    def _is_present(self, tag: str) -> bool:
-        with docker_errors_mapped(f"look for image {tag}"):
-            try:
-                self._client.images.get(tag)
-            except ImageNotFound:
-                return False
-            return True
-
-    def _build(
-        self,
-        folder: _Folder,
-        tag: str,
-        below: str,
-        more_files: Mapping[str, bytes],
-        report: Callable[[BuildProgress], None],
-    ) -> None:
-        number, steps, instruction = 0, 0, "before the first step"
-        output: deque[str] = deque(maxlen=OUTPUT_LINES)
+    def _build(self, image: str, tag: str, sources: ImageSources, below: str, report: Report) -> None:
+        output = _Output()
+        reason: str | None = None
         with docker_errors_mapped(f"build image {tag}"):
             events = self._client.api.build(
-                fileobj=_context(folder, self._source, more_files),
+                fileobj=sources.context(image),
                 custom_context=True,
-                dockerfile=f"{folder.image}/Dockerfile",
+                dockerfile=f"{image}/Dockerfile",
                 tag=tag,
                 buildargs={"FROM_IMAGE": below},
-                labels={"sandgate.image": folder.image},
+                labels={"sandgate.image": image},
                 rm=True,
                 forcerm=True,
                 timeout=STEP_SILENCE_S,
                 decode=True,
             )
+            # Read to the end even after an error, which is the last event: only then the SDK closes the connection.
             for event in events:
-                if "error" in event:
-                    step = f"Step {number} of {steps}, {instruction}" if number else "The first step did not begin"
-                    raise _build_failure(tag, step, str(event["error"]), output)
-                for line in str(event.get("stream") or event.get("status") or "").splitlines():
-                    if match := _STEP.match(line):
-                        number, steps, instruction = int(match[1]), int(match[2]), match[3]
-                        output.clear()
-                    elif line.strip():
-                        output.append(line.rstrip())
-                    report(BuildProgress(folder.image, number, steps, line.strip()))
-        if not self._is_present(tag):
-            raise _build_failure(tag, instruction, "the engine ended the build without an image", output)
+                reason = event.get("error", reason)
+                for line in event.get("stream", "").splitlines():
+                    output.add(line.strip())
+                    report(BuildProgress(image, output.step, output.steps, line.strip()))
+        if reason is None and not is_present(self._client, tag):
+            reason = "the engine ended the build without an image"
+        if reason is not None:
+            raise output.failure(tag, reason)
 
 
-def _build_failure(tag: str, step: str, reason: str, output: deque[str]) -> EngineError:
-    text = "\n".join(output)
-    if "no space left on device" in f"{reason}\n{text}".lower():
-        return EngineOutOfSpace(
-            f"Image {tag} could not be built: the engine's disk is full. Free space there and try again."
-        )
-    return ImageBuildError(tag=tag, step=step, reason=reason, output=text)
+class _Output:
+    """Where a build is, by what the engine prints, and the last lines of the current step."""
 
+    _STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
 
-def _tag(folder: _Folder, source: Path, *below: str) -> str:
-    digest = hashlib.sha256()
-    for text in below:
-        digest.update(f"{text}\0".encode())
-    try:
-        for name, path in folder.files(source):
-            content = path.read_bytes()
-            digest.update(f"{name}\0{_mode(path):o}\0{len(content)}\0".encode())
-            digest.update(content)
-    except OSError as error:
-        raise EngineError(f"The sources of image {folder.image} cannot be read: {error}") from error
-    return f"sandgate/{folder.image}:{digest.hexdigest()[:12]}"
+    def __init__(self) -> None:
+        self.step = 0
+        self.steps = 0
+        self._instruction = ""
+        self._lines: deque[str] = deque(maxlen=OUTPUT_LINES)
 
+    def add(self, line: str) -> None:
+        if match := self._STEP.match(line):
+            self.step, self.steps, self._instruction = int(match[1]), int(match[2]), match[3]
+            self._lines.clear()
+        elif line:
+            self._lines.append(line)
 
-def _context(folder: _Folder, source: Path, more_files: Mapping[str, bytes]) -> io.BytesIO:
-    """The build context as a tar archive. Nothing in it depends on when or by whom the files were written."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name, path in folder.files(source):
-            _add(archive, name, path.read_bytes(), _mode(path))
-        for name, content in more_files.items():
-            _add(archive, name, content, 0o644)
-    packed.seek(0)
-    return packed
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    entry.mode = mode
-    archive.addfile(entry, io.BytesIO(content))
-
-
-def _mode(path: Path) -> int:
-    """What git keeps of a file's mode; the rest depends on the umask of whoever checked it out."""
-    return 0o755 if path.stat().st_mode & 0o100 else 0o644
-
-
-def _certificates(ca_bundle: Path | None) -> bytes:
-    if ca_bundle is None:
-        return b""
-    try:
-        return ca_bundle.read_bytes()
-    except OSError as error:
-        raise EngineError(f"SANDGATE_CA_BUNDLE cannot be read: {error}") from error
+    def failure(self, tag: str, reason: str) -> EngineError:
+        text = "\n".join(self._lines)
+        if "no space left on device" in f"{reason}\n{text}".lower():
+            return EngineOutOfSpace(f"Image {tag} could not be built: the engine's disk is full. Free space there.")
+        step = f"Step {self.step} of {self.steps}, {self._instruction}" if self.step else "Before the first step"
+        return ImageBuildError(tag=tag, step=step, reason=reason, output=text)
 
 
 @contextmanager
-def _only_builder_of(source: Path, *, waiting: Callable[[str], None]) -> Iterator[None]:
+def _only_builder_of(source: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold a lock on the source folder itself: it needs no file of its own and goes with the process."""
     try:
         folder = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise EngineError(f"The folder of the sandbox images cannot be read: {error}") from error
+        raise EngineError(f"The sources of the sandbox images cannot be read: {error}") from error
     try:
         give_up_at = time.monotonic() + OTHER_BUILD_S
-        while True:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up_at:
-                    raise EngineError(f"Another build of {source} has not ended within {OTHER_BUILD_S} s.") from None
-                waiting("waiting for another build of the same images")
-                time.sleep(0.5)
+        while not _locked(folder):
+            if time.monotonic() > give_up_at:
+                raise EngineError(f"Another build of {source} has not ended within {OTHER_BUILD_S} s.")
+            say("waiting for another build of the same images")
+            time.sleep(0.5)
         yield
     finally:
         os.close(folder)
+
+
+def _locked(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

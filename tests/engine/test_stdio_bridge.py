@@ -292,15 +292,19 @@ def test_a_socket_left_behind_is_replaced_and_a_folder_that_comes_late_is_waited
     first.process.wait(BOUND_S)
     assert path.exists()
 
-    left_behind = path.stat().st_ino
     second = Bridge(bridge, path, "cat")
     try:
-        wait_until(lambda: path.exists() and path.stat().st_ino != left_behind, "the socket is a new one")
+        wait_until(lambda: _accepts(path), "the socket is served again")
         peer = second.connect()
         peer.end()
         assert peer.output() == (b"", b"", {"exitCode": 0})
     finally:
         assert second.stop() == 0
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _runs(pid: int) -> bool:
