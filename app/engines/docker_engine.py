@@ -61,8 +61,6 @@ class DockerEngine:
             allowed=[AllowedTarget.parse(entry) for entry in egress_allow],
         )
         self._starts: dict[str, PodStart] = {}
-        self._is_swept = False
-        """Whether volumes that an earlier control plane left are gone. Later, those of a pod that starts look alike."""
 
     async def check(self) -> EngineInfo:
         version = await self._client.call(
@@ -72,9 +70,7 @@ class DockerEngine:
 
     async def prepare(self) -> None:
         await self._networks.prepare()
-        if not self._is_swept:
-            await self._remove_orphaned_volumes()
-            self._is_swept = True
+        await self._remove_orphaned_volumes()
 
     async def has_image(self, image: str) -> bool:
         def inspect(api: docker.APIClient) -> bool:
@@ -107,7 +103,6 @@ class DockerEngine:
             # The others hold on to a network namespace that is gone.
             await start.call(lambda api: self._remove_all(api, spec.pod_id), doing="remove what is left of it")
             states = {}
-        await start.call(lambda api: self._make_volumes(api, spec), doing="make volumes")
 
         async def make(container: ContainerSpec) -> None:
             if states.get(container.role) not in ("running", "paused"):
@@ -229,17 +224,15 @@ class DockerEngine:
         filters = docker_pods.label_filter(self._installation, pod_id)
         return [volume["Name"] for volume in api.volumes(filters=filters)["Volumes"] or ()]
 
-    def _make_volumes(self, api: docker.APIClient, spec: PodSpec) -> None:
-        for volume in sorted({name for container in spec.containers for name in container.volumes}):
-            api.create_volume(**docker_pods.volume_arguments(self._installation, spec.pod_id, volume))
-
     def _make(
         self, api: docker.APIClient, spec: PodSpec, container: ContainerSpec, network: PodNetwork, *, made: bool
     ) -> None:
         if not made:
             config = _image_config(api, container.image) if container.entrypoint_prefix else None
             arguments = docker_pods.container_arguments(self._installation, spec, container, image_config=config)
-            host = docker_pods.host_arguments(spec, container, network=network, runtime=self._runtime)
+            host = docker_pods.host_arguments(
+                self._installation, spec, container, network=network, runtime=self._runtime
+            )
             api.create_container(**arguments, host_config=api.create_host_config(**host))
         if container.files:
             # Also into one that was made earlier: that start may have ended before it came to the files.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import posixpath
 import tarfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +19,8 @@ from app.errors import EngineError
 _HELPER_LABEL = "sandgate.helper"
 """Holds the installation. Not the label that pods have, so that a helper is never taken for a part of one."""
 _TIMEOUT_S = 30
+_LEFT_BEHIND_S = 600
+"""A helper of this age has lost the process that made it."""
 _LARGEST_FILE = 16 * 1024 * 1024
 _MOST_LINKS = 8
 
@@ -27,23 +29,19 @@ class HelperContainers:
     def __init__(self, client: DockerClient, installation: str) -> None:
         self._client = client
         self._installation = installation
-        self._one_at_a_time = asyncio.Lock()
-        """So whatever else carries the label is a leftover of a process that was killed, and is removed."""
 
     async def run_on_host(self, image: str, script: str, environment: Mapping[str, str], *, doing: str) -> str:
         """Run a shell script in the host's network namespace with NET_ADMIN; gives what it prints.
 
         Raises: EngineError when it exits with another code than 0.
         """
-        async with self._one_at_a_time:
-            return await self._client.call(
-                lambda api: self._run_on_host(api, image, script, environment, doing=doing), doing=doing, image=image
-            )
+        return await self._client.call(
+            lambda api: self._run_on_host(api, image, script, environment, doing=doing), doing=doing, image=image
+        )
 
     async def read_file(self, image: str, path: str) -> bytes:
         doing = f"read {path} from image {image}"
-        async with self._one_at_a_time:
-            return await self._client.call(lambda api: self._read_file(api, image, path), doing=doing, image=image)
+        return await self._client.call(lambda api: self._read_file(api, image, path), doing=doing, image=image)
 
     def _run_on_host(
         self, api: docker.APIClient, image: str, script: str, environment: Mapping[str, str], *, doing: str
@@ -87,8 +85,9 @@ class HelperContainers:
 
     @contextmanager
     def _container(self, api: docker.APIClient, image: str, arguments: Mapping[str, Any]) -> Iterator[str]:
-        for leftover in api.containers(all=True, filters={"label": f"{_HELPER_LABEL}={self._installation}"}):
-            remove_container(api, leftover["Id"])
+        for helper in api.containers(all=True, filters={"label": f"{_HELPER_LABEL}={self._installation}"}):
+            if helper["Created"] < time.time() - _LEFT_BEHIND_S:
+                remove_container(api, helper["Id"])
         container: str = api.create_container(
             image,
             command=["true"],  # an image without a command of its own would be refused

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from docker.types import LogConfig, Mount
+from docker.types import DriverConfig, LogConfig, Mount
 
 from app.engines.interface import ContainerSpec, ContainerState, ContainerStatus, File, Pod, PodSpec
 
@@ -67,15 +67,6 @@ def container_labels(installation: str, spec: PodSpec, role: str) -> dict[str, s
     }
 
 
-def volume_arguments(installation: str, pod_id: str, volume: str) -> dict[str, Any]:
-    return {
-        "name": volume_name(pod_id, volume),
-        "driver": "local",
-        "driver_opts": _VOLUME_OPTIONS,
-        "labels": {INSTALLATION_LABEL: installation, POD_LABEL: pod_id},
-    }
-
-
 def container_arguments(
     installation: str, spec: PodSpec, container: ContainerSpec, *, image_config: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -106,7 +97,7 @@ def container_arguments(
 
 
 def host_arguments(
-    spec: PodSpec, container: ContainerSpec, *, network: PodNetwork, runtime: str | None
+    installation: str, spec: PodSpec, container: ContainerSpec, *, network: PodNetwork, runtime: str | None
 ) -> dict[str, Any]:
     """Keyword arguments of `APIClient.create_host_config`."""
     owner = spec.containers[0]
@@ -136,7 +127,15 @@ def host_arguments(
         "shm_size": _SHARED_MEMORY,
         "log_config": LogConfig(type="json-file", config={"max-size": "1m", "max-file": "2"}),
         "mounts": [
-            Mount(target=path, source=volume_name(spec.pod_id, volume), type="volume", no_copy=True)
+            # Docker makes the volume with the first container that names it, so a volume of no container is a leftover.
+            Mount(
+                target=path,
+                source=volume_name(spec.pod_id, volume),
+                type="volume",
+                no_copy=True,
+                labels={INSTALLATION_LABEL: installation, POD_LABEL: spec.pod_id},
+                driver_config=DriverConfig("local", _VOLUME_OPTIONS),
+            )
             for volume, path in container.volumes.items()
         ],
     }

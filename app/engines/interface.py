@@ -100,7 +100,10 @@ class Engine(Protocol):
         ...
 
     async def prepare(self) -> None:
-        """Make what all pods share (networks and the rules that confine them). Safe to repeat."""
+        """Make what all pods share (networks and the rules that confine them) and clear what a cut-off stop left.
+
+        Before the first start, and again whenever the rules may be lost. Safe to repeat while pods run.
+        """
         ...
 
     async def has_image(self, image: str) -> bool: ...

@@ -191,6 +191,16 @@ async def test_a_stop_removes_containers_and_volumes(docker_subject: DockerSubje
     assert await docker_subject.leftovers("clean") == []
 
 
+async def test_preparing_removes_volumes_of_no_container_and_no_others(docker_subject: DockerSubject) -> None:
+    await docker_subject.engine.start(pod("owner", container(docker_subject.image, volumes={"v": "/v"})))
+    await docker_subject.engine.start(pod("cut", container(docker_subject.image, volumes={"v": "/v"})))
+    await docker_subject.remove_container("cut", "only")
+    assert await docker_subject.leftovers("cut") == ["sandgate-cut-v"]
+    await docker_subject.engine.prepare()
+    assert await docker_subject.leftovers("cut") == []
+    assert await docker_subject.leftovers("owner") == ["/sandgate-owner-only", "sandgate-owner-v"]
+
+
 async def test_a_stop_removes_paused_containers(docker_subject: DockerSubject) -> None:
     await docker_subject.engine.start(pod("paused", container(docker_subject.image)))
     await asyncio.to_thread(docker_subject.api.pause, "sandgate-paused-only")

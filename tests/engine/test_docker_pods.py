@@ -92,8 +92,8 @@ def test_a_prefix_keeps_the_images_entrypoint_and_command_behind_it(
 
 
 def test_the_first_container_has_the_network_and_the_others_join_it() -> None:
-    owner = host_arguments(_SPEC, _GATEWAY, network=_NETWORK, runtime=None)
-    other = host_arguments(_SPEC, _WORKSPACE, network=_NETWORK, runtime=None)
+    owner = host_arguments("here", _SPEC, _GATEWAY, network=_NETWORK, runtime=None)
+    other = host_arguments("here", _SPEC, _WORKSPACE, network=_NETWORK, runtime=None)
     assert (owner["network_mode"], owner["sysctls"], owner["dns"], owner["dns_opt"]) == (
         "net",
         {"net.x": "1"},
@@ -105,12 +105,30 @@ def test_the_first_container_has_the_network_and_the_others_join_it() -> None:
 
 
 def test_limits_and_privileges_are_those_of_the_spec() -> None:
-    gateway = host_arguments(_SPEC, _GATEWAY, network=_NETWORK, runtime="runsc")
-    workspace = host_arguments(_SPEC, _WORKSPACE, network=_NETWORK, runtime="runsc")
+    gateway = host_arguments("here", _SPEC, _GATEWAY, network=_NETWORK, runtime="runsc")
+    workspace = host_arguments("here", _SPEC, _WORKSPACE, network=_NETWORK, runtime="runsc")
     assert (gateway["mem_limit"], gateway["memswap_limit"], gateway["pids_limit"]) == (256 << 20, 256 << 20, 100)
     assert (gateway["cpu_period"], gateway["cpu_quota"]) == (100_000, 150_000)
     assert (gateway["cap_drop"], gateway["cap_add"], gateway["security_opt"]) == (["ALL"], [], ["no-new-privileges"])
     assert (workspace["cap_add"], workspace["security_opt"], workspace["runtime"]) == (["SETUID"], [], "runsc")
+
+
+def test_a_volume_is_in_memory_writable_by_all_and_known_as_the_pods() -> None:
+    (mount,) = host_arguments("here", _SPEC, _GATEWAY, network=_NETWORK, runtime=None)["mounts"]
+    assert mount == {
+        "Type": "volume",
+        "Source": "sandgate-p1-s",
+        "Target": "/run/servers",
+        "ReadOnly": False,
+        "VolumeOptions": {
+            "NoCopy": True,
+            "Labels": {"sandgate.installation": "here", "sandgate.pod": "p1"},
+            "DriverConfig": {
+                "Name": "local",
+                "Options": {"type": "tmpfs", "device": "tmpfs", "o": "mode=1777,size=64m"},
+            },
+        },
+    }
 
 
 def test_an_archive_holds_files_alone_with_owner_and_mode() -> None:
