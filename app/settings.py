@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: `catalog/` and `sandbox_images/` lie beside the package."""
@@ -42,8 +43,8 @@ class Settings(BaseSettings):
     tls_certificate: Path | None = None
     """PEM chain for `*.<sandbox_domain>`; default is one from the local CA."""
     tls_key: Path | None = None
-    egress_allow: list[str] = []
-    """`<IPv4 address or network>:<port>` of this host or its links that pods may reach in spite of the guard."""
+    egress_allow: Annotated[list[str], NoDecode] = []
+    """`<IPv4 address or network>:<port>` with commas: TCP ports here that sandboxes may reach in spite of the guard."""
     github_url: str = "https://github.com"
     """Where custom servers `github/<owner>/<repo>` are cloned from."""
     memory_mib: int = 1024
@@ -53,3 +54,8 @@ class Settings(BaseSettings):
     """Most processes and threads in one container."""
     server_start_timeout_s: float = 30.0
     """How long an MCP server may take to answer `initialize`, unless its catalog entry says more."""
+
+    @field_validator("egress_allow", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [entry.strip() for entry in value.split(",") if entry.strip()] if isinstance(value, str) else value

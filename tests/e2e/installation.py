@@ -1,0 +1,147 @@
+"""A Sandgate of one's own: a home, a port, a server process that can be killed, and clients for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import docker
+import httpx
+import httpx2
+from docker.models.containers import Container
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+
+START_DEADLINE_S = 60.0
+CREATE_TIMEOUT_S = 180.0
+
+Era = Literal["legacy", "auto"]
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Installation:
+    home: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "server.log"
+
+    @property
+    def key(self) -> str:
+        return (self.home / "api-key").read_text()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {"SANDGATE_HOME": str(self.home), "SANDGATE_PORT": str(self.port), **self.settings}
+        return {**os.environ, **own}
+
+    @property
+    def sdk_environment(self) -> dict[str, str]:
+        return {"E2B_API_KEY": self.key, "E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`sandgate` with these arguments."""
+        command = [str(Path(sys.executable).with_name("sandgate")), *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
+
+    def start(self) -> None:
+        """Returns once requests are served."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        command = [str(Path(sys.executable).with_name("sandgate")), "serve"]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_DEADLINE_S
+        while True:
+            try:
+                httpx.get(f"{self.url}/health", trust_env=False)
+            except httpx.TransportError:
+                assert self._process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.05)
+            else:
+                return
+
+    def kill(self) -> None:
+        """As `kill -9` does."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(timeout=30)
+            self._process = None
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(
+            base_url=self.url, headers={"X-API-KEY": self.key}, timeout=CREATE_TIMEOUT_S, trust_env=False
+        )
+
+    def create(self, **body: object) -> dict[str, Any]:
+        with self.http() as http:
+            answer = http.post("/v2/sandboxes", json={"timeout": 600, **body})
+        assert answer.status_code == 201, f"{answer.text}\n{self.log.read_text()[-3000:]}"
+        return dict(answer.json())
+
+    def delete(self, sandbox_id: str) -> None:
+        with self.http() as http:
+            http.delete(f"/sandboxes/{sandbox_id}")
+
+    def containers(self) -> list[Container]:
+        """Everything of this installation that the engine has, running or not."""
+        name = (self.home / "installation").read_text()
+        client = docker.from_env()
+        try:
+            found = client.containers.list(all=True, filters={"label": f"sandgate.installation={name}"})
+            return [container for container in found if container.labels.get("sandgate.pod")]
+        finally:
+            client.close()
+
+    def wait_until_nothing_runs(self) -> None:
+        deadline = time.monotonic() + 60
+        while left := self.containers():
+            assert time.monotonic() < deadline, [container.name for container in left]
+            time.sleep(0.2)
+
+
+@asynccontextmanager
+async def mcp_client(sandbox: Mapping[str, Any], era: Era = "auto") -> AsyncIterator[Client]:
+    """The official client at the URL and with the token that a create answered."""
+    headers = {"Authorization": f"Bearer {sandbox['mcp']['token']}"}
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=60) as http,
+        Client(streamable_http_client(sandbox["mcp"]["url"], http_client=http), mode=era) as client,
+    ):
+        yield client
+
+
+async def call(client: Client, tool: str, **arguments: object) -> str:
+    """All text of a tool's result, which must not be an error."""
+    result = await client.call_tool(tool, arguments)
+    text = "\n".join(getattr(block, "text", "") for block in result.content)
+    assert not result.is_error, text
+    return text
