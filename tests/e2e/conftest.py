@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import docker
+import psutil
 import pytest
 
 from app.engines.images import image_tags
@@ -76,9 +78,7 @@ class Surroundings:
 
 @pytest.fixture(scope="session")
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
-    client = docker.from_env()
-    host = client.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
-    client.close()
+    (host,) = (a.address for a in psutil.net_if_addrs()["docker0"] if a.family == socket.AF_INET)
     found = Surroundings(host, free_port(host), free_port(host))
     repositories = make_repository(tmp_path_factory.mktemp("repositories"))
     echo = [sys.executable, str(FIXTURES / "echo_server.py"), "--http", f"{host}:{found.echo_port}"]
