@@ -35,8 +35,10 @@ _FIRST_KEY_FILE = "api-key"
 
 
 def make_app(settings: Settings) -> Edge:
-    """The whole application; nothing is opened before its lifespan begins."""
+    """The whole application; nothing is opened before its lifespan begins. Raises: CatalogError, EngineError."""
     directory = Directory()
+    catalog = make_catalog(settings)
+    tags = sandbox_images(settings)
 
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
@@ -46,12 +48,10 @@ def make_app(settings: Settings) -> Edge:
             database = await stack.enter_async_context(_database(settings))
             accounts = Accounts(database)
             await ensure_first_key(accounts, settings.home)
-            tags = sandbox_images(settings)
             engine = make_engine(settings, tags)
             stack.push_async_callback(engine.aclose)
             http = await stack.enter_async_context(make_http_client())
             store = Store(database, make_vault(settings))
-            catalog = make_catalog(settings)
             blueprint = _blueprint(settings, tags)
             gateways = GatewayClient(http)
             reconciler = Reconciler(

@@ -55,7 +55,7 @@ MANIFESTS: dict[str, dict[str, object]] = {
     "exits": {
         "type": "server",
         "package": PRETENDED_PACKAGE,
-        "command": ["/bin/sh", "-c", 'echo "cannot go on with $EXITS_API_KEY" >&2; exit 3'],
+        "command": ["/bin/sh", "-c", 'echo "cannot go on with $(printenv EXITS_API_KEY)" >&2; exit 3'],
         "secrets": [{"name": "exits.api_key", "env": "EXITS_API_KEY", "description": "Any text.", "required": True}],
     },
     "silent": {
