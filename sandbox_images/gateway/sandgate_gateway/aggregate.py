@@ -92,15 +92,16 @@ class Aggregate:
         return next((t.get("inputSchema") for t in server.catalogue.items("tools") if t.get("name") == own_name), None)
 
     async def resource(self, uri: str) -> list[tuple[Server, str]]:
-        """The servers a URI can belong to with the URI each uses itself, the best first. For a URI nobody lists: all
-        servers with resources, because links need not be listed."""
+        """The servers that list a URI, or a template for it, with the URI each uses itself, the best first."""
         if not (found := self._with_servers(self.routes.uris.resolve(uri))):
             await self._refresh("resources")
             await self._refresh("resourceTemplates")
             found = self._with_servers(self.routes.uris.resolve(uri))
-        if found:
-            return found
-        return [(server, uri) for server in self._fleet.servers if _declares(server, "resources")]
+        return found
+
+    def servers_with_resources(self) -> list[Server]:
+        """Those that may know a URI nobody lists: links need not be listed."""
+        return [server for server in self._fleet.servers if _declares(server, "resources")]
 
     async def template(self, template: str) -> list[tuple[Server, str]]:
         if not (found := self._with_servers(self.routes.uris.resolve_template(template))):

@@ -1,6 +1,7 @@
 """From a client's request to the server that answers it, and back. The same for both downstream eras."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from sandgate_gateway.aggregate import Aggregate
@@ -54,20 +55,19 @@ class Calls:
         uri = params.get("uri")
         if not isinstance(uri, str):
             raise RpcError(INVALID_PARAMS, "resources/read needs the parameter uri, a string")
-        failure: RpcError | None = None
-        for server, own in await self._aggregate.resource(uri):
+        not_found = INVALID_PARAMS if caller.era == "modern" else RESOURCE_NOT_FOUND
+        if owners := await self._aggregate.resource(uri):
+            server, own = owners[0]
             try:
                 return await self._forward(server, "resources/read", _with(params, "uri", own), caller)
             except RpcError as error:
-                # Several servers are asked only for a URI that more than one may know.
-                if failure is None or failure.code in (RESOURCE_NOT_FOUND, METHOD_NOT_FOUND):
-                    failure = error
-                if error.code not in (RESOURCE_NOT_FOUND, INVALID_PARAMS, METHOD_NOT_FOUND, 0):
-                    break
-        if failure is None or failure.code in (RESOURCE_NOT_FOUND, METHOD_NOT_FOUND):
-            code = INVALID_PARAMS if caller.era == "modern" else RESOURCE_NOT_FOUND
-            raise RpcError(code, failure.message if failure else f"Resource not found: {uri}", {"uri": uri})
-        raise failure
+                if error.code == RESOURCE_NOT_FOUND:
+                    raise RpcError(not_found, error.message, {"uri": uri}) from error
+                raise
+        for server in self._aggregate.servers_with_resources():
+            with suppress(RpcError):
+                return await self._forward(server, "resources/read", params, caller)
+        raise RpcError(not_found, f"Resource not found: {uri}", {"uri": uri})
 
     async def _complete(self, params: dict[str, Any], caller: Caller) -> Result:
         match params.get("ref"):

@@ -21,6 +21,7 @@ from sandgate_gateway.protocol import (
     LEGACY_VERSIONS,
     LOG_LEVELS,
     META_CLIENT_CAPABILITIES,
+    META_CLIENT_INFO,
     META_LOG_LEVEL,
     META_PROTOCOL_VERSION,
     META_SERVER_INFO,
@@ -132,6 +133,8 @@ class ModernClients:
             level = meta.get(META_LOG_LEVEL)
             caller = ModernCaller(
                 method,
+                principal=token,
+                client_info=meta.get(META_CLIENT_INFO),
                 capabilities=meta[META_CLIENT_CAPABILITIES],
                 version=meta[META_PROTOCOL_VERSION],
                 log_level=level if level in LOG_LEVELS else None,

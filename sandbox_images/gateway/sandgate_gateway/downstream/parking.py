@@ -48,13 +48,17 @@ class ModernCaller(Caller):
         self,
         method: str,
         *,
+        principal: str,
+        client_info: Any,
         capabilities: dict[str, Any],
         version: str,
         log_level: str | None,
         progress_token: int | str | None,
         reply: Reply,
     ) -> None:
-        self.key = object()
+        # Without sessions this is all there is to tell clients apart; calls of one client may carry each other's
+        # questions, because an answer finds its way by the server's request.
+        self.key = orjson.dumps([principal, client_info, capabilities], option=orjson.OPT_SORT_KEYS)
         self.capabilities = capabilities
         self.protocol_version = version
         self.log_level = log_level

@@ -24,7 +24,7 @@ class Subscriptions:
             return
         if len(wanted) >= MAX_PER_CLIENT:
             raise RpcError(INVALID_PARAMS, f"a client can subscribe to {MAX_PER_CLIENT} resources")
-        owners = await self._aggregate.resource(uri)
+        owners = await self._aggregate.resource(uri) or [(s, uri) for s in self._aggregate.servers_with_resources()]
         able = [(server, own) for server, own in owners if _can_subscribe(server)]
         if not able:
             raise RpcError(INVALID_PARAMS, f"no server reports updates of {uri}", {"uri": uri})

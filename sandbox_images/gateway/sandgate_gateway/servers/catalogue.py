@@ -70,6 +70,10 @@ class Catalogue:
         for listing in self._listings.values():
             listing.good_until = 0.0
 
+    def postpone(self, kind: Kind, seconds: float) -> None:
+        """Take the list for good a little longer, because asking failed."""
+        self._listings[kind].good_until = time.monotonic() + seconds
+
     async def refresh(self, kind: Kind, connection: Connection) -> None:
         """Ask the server again if the list is no longer good. Raises: RpcError, ConnectionEndedError; the last known
         list stays in that case. Has no bound of its own."""

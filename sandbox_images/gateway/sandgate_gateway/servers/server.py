@@ -24,8 +24,11 @@ MAX_BACKOFF_S = 30.0
 STABLE_AFTER_S = 60.0
 """A run of this length makes the back-off start anew."""
 
-LISTING_TIMEOUT_S = 10.0
-"""Bound of reading all lists of a server that has just started, and of refreshing one for a client."""
+LISTING_TIMEOUT_S = 5.0
+"""Bound of reading one list; clients wait for the slowest server, but no longer than this."""
+
+LISTING_PAUSE_S = 10.0
+"""Before a server that failed to list is asked again."""
 
 CALL_TIMEOUT_S = 3600.0
 """A call a person still waits for; clients have bounds of their own."""
@@ -178,7 +181,7 @@ class Server:
         await self._settled.wait()
 
     def needs_refresh(self, kind: Kind) -> bool:
-        return self.connection is not None and time.monotonic() >= self.catalogue.listing(kind).good_until
+        return self.state == "ready" and time.monotonic() >= self.catalogue.listing(kind).good_until
 
     async def refresh(self, kind: Kind) -> bool:
         """Bring a list up to date within LISTING_TIMEOUT_S; on failure the last known one stays, and the message tells.
@@ -197,6 +200,7 @@ class Server:
             self.message = self.redact(str(error))
         else:
             return True
+        self.catalogue.postpone(kind, LISTING_PAUSE_S)
         logger.warning("server %s %s", self.name, self.message)
         return False
 

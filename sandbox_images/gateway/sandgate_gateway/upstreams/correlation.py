@@ -2,10 +2,13 @@
 
 On stdio nothing but a request id or a progress token says which call a message is about. A request of the server, or a
 log message, belongs to the one client that has requests in flight there; where that is not unique nobody gets it,
-because a wrong guess would show one client's question or data to another.
+because a wrong guess would show one client's question or data to another. A call that is waiting for the answer to a
+question is not expected to ask another: it counts only if no other call is in flight.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sandgate_gateway.callers import Caller
@@ -29,6 +32,7 @@ class Correlation:
 
     def __init__(self) -> None:
         self._in_flight: dict[int, InFlight] = {}
+        self._asking: list[Caller] = []
         self._last_id = 0
 
     def add(self, caller: Caller, answer: "asyncio.Future[Result]") -> InFlight:
@@ -76,13 +80,25 @@ class Correlation:
         caller = next(iter(clients.values()))
         return caller if wants_log(caller, level) else None
 
+    @contextmanager
+    def asking(self, caller: Caller) -> Iterator[None]:
+        """While a question to this caller is open."""
+        self._asking.append(caller)
+        try:
+            yield
+        finally:
+            self._asking.remove(caller)
+
     @property
     def has_clients(self) -> bool:
         return bool(self._clients())
 
     def _clients(self) -> dict[object, Caller]:
         """The latest request in flight of each client; the gateway's own requests do not count."""
-        return {e.caller.key: e.caller for e in self._in_flight.values() if e.caller.key != "gateway"}
+        callers = [entry.caller for entry in self._in_flight.values() if entry.caller.key != "gateway"]
+        return {caller.key: caller for caller in callers if caller not in self._asking} or {
+            caller.key: caller for caller in callers
+        }
 
 
 def wants_log(caller: Caller, level: object) -> bool:

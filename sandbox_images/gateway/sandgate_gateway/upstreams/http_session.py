@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -13,8 +13,8 @@ from sandgate_gateway.eras.probe import accepted_legacy_version
 from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.protocol import CLIENT_REQUESTS, LATEST_LEGACY_VERSION, METHOD_NOT_FOUND
 from sandgate_gateway.upstreams.connection import ConnectionEndedError, Listener
-from sandgate_gateway.upstreams.correlation import Correlation, more_talkative, wants_log, with_client_token
-from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError, StreamPosition, messages
+from sandgate_gateway.upstreams.correlation import Correlation, InFlight, more_talkative, wants_log, with_client_token
+from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError, Incoming, StreamPosition, messages
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ DEFAULT_RETRY_S = 0.5
 MAX_RETRY_S = 10.0
 MAX_RECONNECTS = 5
 CLOSE_TIMEOUT_S = 3.0
+LISTEN_WAIT_S = 2.0
 
 
 class HttpSession:
@@ -47,6 +48,7 @@ class HttpSession:
         self._tasks: set[asyncio.Task[None]] = set()
         self._relays: dict[int | str, asyncio.Task[None]] = {}
         self._log_level: str | None = None
+        self._listening = asyncio.Event()
 
     async def open(self) -> None:
         """Raises: RpcError, ConnectionEndedError, HttpStatusError."""
@@ -59,14 +61,19 @@ class HttpSession:
         self.instructions = value.get("instructions") or ""
         await self.notify("notifications/initialized", {})
         if self._id is not None:
-            self._spawn(self._keep_listening(), "listen")
+            listen = self._spawn(self._keep_listening(), "listen")
+            listen.add_done_callback(lambda _: self._listening.set())
+            # What a server asks on this stream is lost if it asks before the stream is there.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LISTEN_WAIT_S):
+                    await self._listening.wait()
 
-    async def _first_answer(self, incoming: Any) -> Any:
-        async for entry in incoming:
-            if "method" not in entry.message:
-                if "error" in entry.message:
-                    raise jsonrpc.as_error(entry.message["error"])
-                return entry.message.get("result")
+    async def _first_answer(self, incoming: AsyncIterator[Incoming]) -> Any:
+        async for each in incoming:
+            if "method" not in each.message:
+                if "error" in each.message:
+                    raise jsonrpc.as_error(each.message["error"])
+                return each.message.get("result")
         raise ConnectionEndedError("closed the stream before it answered initialize")
 
     async def request(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
@@ -80,41 +87,51 @@ class HttpSession:
         outgoing = outgoing_params("legacy", self.protocol_version, params, caller, token)
         body = jsonrpc.request(entry.identifier, method, outgoing)
         try:
-            return await self._exchange(body, entry.identifier, caller)
+            return await self._exchange(body, entry)
         except asyncio.CancelledError:
             self._spawn(self.notify("notifications/cancelled", {"requestId": entry.identifier}), "cancel")
             raise
         finally:
             self._correlation.take(entry.identifier)
 
-    async def _exchange(self, body: bytes, identifier: int, caller: Caller) -> Result:
+    async def _exchange(self, body: bytes, entry: InFlight) -> Result:
         position = StreamPosition()
         async with self._exchanges.post(body, self._headers()) as response:
             with suppress(ConnectionEndedError):
-                if (result := await self._read(messages(response, position), identifier, caller)) is not None:
+                if (result := await self._read(messages(response, position), entry)) is not None:
                     return result
-        # The stream broke; the call goes on at the server, and its answer can be fetched (SEP-1699).
+        if position.last_event_id is None:
+            raise ConnectionEndedError("closed the stream before it answered")
+        # The call goes on at the server. Its answer can be fetched, or comes on the session's own stream (SEP-1699).
+        resume = asyncio.create_task(self._resume(position, entry), name=f"resume {self._name}")
+        either: set[asyncio.Future[Any]] = {resume, entry.answer}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return entry.answer.result() if entry.answer.done() else resume.result()
+        finally:
+            resume.cancel()
+            await asyncio.wait((resume,))
+
+    async def _resume(self, position: StreamPosition, entry: InFlight) -> Result:
         for _ in range(MAX_RESUMES):
-            if position.last_event_id is None:
-                break
-            await asyncio.sleep(min((position.retry_ms or DEFAULT_RETRY_S * 1000) / 1000, MAX_RETRY_S))
-            headers = {**self._headers(), "Last-Event-ID": position.last_event_id}
+            await asyncio.sleep(_pause(position, 0))
+            headers = {**self._headers(), "Last-Event-ID": str(position.last_event_id)}
             with suppress(ConnectionEndedError, HttpStatusError):
                 async with self._exchanges.get(headers) as response:
-                    if (result := await self._read(messages(response, position), identifier, caller)) is not None:
+                    if (result := await self._read(messages(response, position), entry)) is not None:
                         return result
         raise ConnectionEndedError("closed the stream before it answered")
 
-    async def _read(self, incoming: Any, identifier: int, caller: Caller) -> Result | None:
-        """The answer to one request; None if the stream ends without it. What else comes belongs to `caller`."""
-        async for entry in incoming:
-            message = entry.message
+    async def _read(self, incoming: AsyncIterator[Incoming], entry: InFlight) -> Result | None:
+        """The answer to one request; None if the stream ends without it. What else comes belongs to its caller."""
+        async for each in incoming:
+            message = each.message
             if "method" in message:
-                self._from_server(message, caller)
-            elif message.get("id") == identifier:
+                self._from_server(message, entry.caller)
+            elif message.get("id") == entry.identifier:
                 if "error" in message:
                     raise jsonrpc.as_error(message["error"])
-                return Result(message.get("result"), entry.raw)
+                return Result(message.get("result"), each.raw)
         return None
 
     async def notify(self, method: str, params: dict[str, Any]) -> None:
@@ -175,7 +192,8 @@ class HttpSession:
                 raise RpcError(METHOD_NOT_FOUND, f"the gateway knows no client that answers {method}")
             else:
                 caller = caller or self._correlation.caller_for_request(method)
-                answer = jsonrpc.response(identifier, Result(await caller.ask(method, params)))
+                with self._correlation.asking(caller):
+                    answer = jsonrpc.response(identifier, Result(await caller.ask(method, params)))
         except RpcError as error:
             answer = jsonrpc.error_response(identifier, error)
         finally:
@@ -191,18 +209,31 @@ class HttpSession:
             try:
                 async with self._exchanges.get({**self._headers(), **resume}) as response:
                     failures = 0
-                    async for entry in messages(response, position):
-                        if "method" in entry.message:
-                            self._from_server(entry.message, None)
+                    self._listening.set()
+                    async for each in messages(response, position):
+                        if "method" in each.message:
+                            self._from_server(each.message, None)
+                        else:
+                            self._late_answer(each)
             except HttpStatusError:
                 return  # 405: it has none; 404: the session is gone, which the next request finds out
             except RpcError:
                 failures += 1
             except ConnectionEndedError:
                 failures += 1
-            await asyncio.sleep(min((position.retry_ms or DEFAULT_RETRY_S * 1000) / 1000 * (failures + 1), MAX_RETRY_S))
+            await asyncio.sleep(_pause(position, failures))
         if self._owner is GATEWAY:
             self._end("is not reachable any more")
+
+    def _late_answer(self, incoming: Incoming) -> None:
+        """A response on the session's own stream: the stream of its request was closed before."""
+        entry = self._correlation.take(incoming.message.get("id"))
+        if entry is None or entry.answer.done():
+            return
+        if "error" in incoming.message:
+            entry.answer.set_exception(jsonrpc.as_error(incoming.message["error"]))
+        else:
+            entry.answer.set_result(Result(incoming.message.get("result"), incoming.raw))
 
     async def _send(self, body: bytes) -> None:
         try:
@@ -217,7 +248,14 @@ class HttpSession:
             headers["Mcp-Session-Id"] = self._id
         return headers
 
-    def _spawn(self, work: Any, what: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], what: str) -> "asyncio.Task[None]":
         task = asyncio.create_task(work, name=f"{what} {self._name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _pause(position: StreamPosition, failures: int) -> float:
+    """Seconds before a stream is opened again: what the server asked for, longer after failures."""
+    retry_s = DEFAULT_RETRY_S if position.retry_ms is None else position.retry_ms / 1000
+    return min(retry_s * (failures + 1), MAX_RETRY_S)

@@ -278,7 +278,8 @@ class StreamConnection(Connection):
 
     async def _relay(self, identifier: int | str, method: str, params: Any, caller: Caller) -> None:
         try:
-            answer = await caller.ask(method, params)
+            with self._correlation.asking(caller):
+                answer = await caller.ask(method, params)
             self.write(jsonrpc.response(identifier, Result(answer)) + b"\n")
         except RpcError as error:
             self.write(jsonrpc.error_response(identifier, error) + b"\n")
