@@ -147,7 +147,7 @@ table inet {names.table} {{
         iifname {pods} jump from_pods
         iifname {pods} ct status dnat reject with icmpx admin-prohibited
         iifname {pods} ip daddr {_NEVER_FORWARDED} reject with icmpx admin-prohibited
-        iifname {pods} meta nfproto ipv6 drop
+        iifname {pods} meta nfproto ipv6 reject with icmpx admin-prohibited
         oifname {pods} ct state established,related accept
         oifname {pods} drop
     }}
