@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import queue
 import re
+import signal
 import ssl
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -191,6 +195,47 @@ def test_of_two_builders_of_the_same_sources_one_waits_and_then_has_nothing_to_d
     assert built == {"base", "workspace", "gateway"}
     assert second_tags == first_tags
     assert all(progress.steps == 0 for progress in seen_by_second.queue)
+
+
+BUILD = """
+import sys, docker
+from pathlib import Path
+from app.engines.images import ImageBuilder
+builder = ImageBuilder(docker.from_env(), Path(sys.argv[1]), base_image=sys.argv[2], ca_bundle=None)
+builder.build(lambda progress: print(progress.line, flush=True))
+"""
+
+
+def test_an_interrupted_build_ends_on_the_engine_too_and_leaves_no_tag(
+    client: docker.DockerClient, images: ImageTags, tiny: TinyImages
+) -> None:
+    tiny.build()
+    tiny.set_dockerfile("gateway", f"RUN echo begun && sleep 600 && echo {tiny.source}")
+    with subprocess.Popen(
+        [sys.executable, "-c", BUILD, tiny.source, images.base], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as building:
+        try:
+            assert building.stdout is not None
+            assert "begun\n" in building.stdout
+            _wait_until(lambda: _builds(client, tiny.source) == 1, "the engine lists the step's container")
+            building.send_signal(signal.SIGINT)
+            building.communicate(timeout=BOUND_S)
+        finally:
+            building.kill()
+    assert [tag.partition(":")[0] for tag in tiny.missing()] == ["sandgate/gateway"]
+    _wait_until(lambda: _builds(client, tiny.source) == 0, "the engine has given up the step")
+
+
+def _wait_until(condition: Callable[[], bool], what: str) -> None:
+    give_up_at = time.monotonic() + BOUND_S
+    while not condition():
+        assert time.monotonic() < give_up_at, f"timed out waiting until {what}"
+        time.sleep(0.1)
+
+
+def _builds(client: docker.DockerClient, source: Path) -> int:
+    """How many build containers run a step that names `source`."""
+    return sum(str(source) in found["Command"] for found in client.api.containers())
 
 
 @pytest.mark.parametrize("image", ["workspace", "gateway"])
