@@ -64,6 +64,7 @@ class TinyImages:
     def __init__(self, client: docker.DockerClient, source: Path, base_image: str) -> None:
         self.source = source
         self._client = client
+        self._label = f"sandgate.test={source.name}"
         self._base_image = base_image
         self._builder = ImageBuilder(client, source, base_image=base_image, ca_bundle=None)
         self._made: set[str] = set()
@@ -74,7 +75,7 @@ class TinyImages:
             self.set_dockerfile(image, f"COPY {image}/content /{image}-content")
 
     def set_dockerfile(self, image: str, *steps: str) -> None:
-        lines = ("ARG FROM_IMAGE", "FROM $FROM_IMAGE", *steps)
+        lines = ("ARG FROM_IMAGE", "FROM $FROM_IMAGE", f"LABEL {self._label}", *steps)
         (self.source / image / "Dockerfile").write_text("\n".join(lines) + "\n")
 
     def missing(self) -> list[str]:
@@ -100,11 +101,13 @@ class TinyImages:
             client.close()
 
     def remove(self) -> None:
+        """Also what a failed build left to go on from; the label is in the first step for that."""
         for tag in sorted(self._made, key=lambda tag: tag.startswith("sandgate/base")):
             try:
                 self._client.images.remove(tag)
             except ImageNotFound:
                 continue
+        self._client.images.prune(filters={"dangling": True, "label": self._label})
 
 
 @pytest.fixture
@@ -168,7 +171,7 @@ def test_a_failed_build_tells_image_step_and_last_output_and_leaves_no_tag(
     [gateway] = tiny.missing()
     assert failed.value.tag == gateway
     lines = str(failed.value).splitlines()
-    assert lines[0].startswith(f"Image {gateway} could not be built. Step 4 of 5, RUN echo the compiler is missing")
+    assert lines[0].startswith(f"Image {gateway} could not be built. Step 5 of 6, RUN echo the compiler is missing")
     assert "returned a non-zero code: 3" in lines[0]
     assert any("the compiler is missing" in line for line in lines[1:])
     assert not any("nothing wrong yet" in line for line in lines)
