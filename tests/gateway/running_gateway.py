@@ -63,20 +63,23 @@ class RunningGateway:
     ) -> AsyncIterator[Client]:
         """The official client: `legacy` starts with initialize, `auto` finds out that the gateway is modern."""
         headers = {"Authorization": f"Bearer {token}"}
-        async with httpx2.AsyncClient(headers=headers, trust_env=False, timeout=60) as http:
-            async with Client(streamable_http_client(self.url, http_client=http), mode=mode, **callbacks) as client:
-                yield client
+        async with (
+            httpx2.AsyncClient(headers=headers, trust_env=False, timeout=60) as http,
+            Client(streamable_http_client(self.url, http_client=http), mode=mode, **callbacks) as client,
+        ):
+            yield client
 
 
 @contextmanager
-def running_gateway(folder: Path) -> Iterator[RunningGateway]:
-    """Yields a gateway that listens and has no servers. Logs and data are in `folder`."""
+def running_gateway(folder: Path, server_users: str = "same") -> Iterator[RunningGateway]:
+    """Yields a gateway that listens and has no servers. Logs and data are in `folder`. Servers run as the gateway's own
+    user unless told otherwise: another could not read the checkout on every machine."""
     log, token = folder / "gateway.log", secrets.token_hex(8)
     (folder / "control-token").write_text(token)
     mcp_port, control_port = free_port(), free_port()
     command = [sys.executable, "-m", "sandgate_gateway", "--host", "127.0.0.1", "--mcp-port", str(mcp_port)]
     command += ["--control-port", str(control_port), "--control-token-file", str(folder / "control-token")]
-    command += ["--data-dir", str(folder / "data"), "--server-users", "same"]
+    command += ["--data-dir", str(folder / "data"), "--server-users", server_users]
     with (
         running(command, log=log, env={"PYTHONPATH": PACKAGE_PATH}) as process,
         httpx.Client(

@@ -1,11 +1,11 @@
 """A legacy stdio server without SDK that sends exactly what its script says, unknown fields included.
 
 `python scripted_server.py '<json>'`. The script has any of: `capabilities`, `instructions`, `tools`, `prompts`,
-`resources`, `resourceTemplates` (lists as they are answered), `results` (tool name -> result, `"$pid"` in it becomes the
-process id). A tool call whose arguments hold
-`do` acts first: `exit` ends the process, `progress` and `log` send a notification, `ask` sends a request and returns its
-answer as text, `hang` never answers, `rename` changes the tools and says so, `update` reports a resource as updated,
-`cancelled` tells which requests were cancelled, `wait` answers when another call does `release`.
+`resources`, `resourceTemplates` (lists as they are answered), `label` (what resources say), `results` (tool name ->
+result). A tool call whose arguments hold `do` acts first: `exit` ends the process, `log` sends a notification, `ask`
+sends a request and returns its answer as text, `hang` never answers, `rename` changes the tools and says so, `update`
+reports a resource as updated, `cancelled` and `seen` tell what came in, `wait` answers when another call does
+`release`, `error` answers with this error until a second call.
 """
 
 import json
@@ -19,6 +19,7 @@ VERSION = "2025-11-25"
 cancelled: list[Any] = []
 asked: dict[Any, Any] = {}
 held: list[Any] = []
+failed: list[Any] = []
 seen: list[str] = []
 
 
@@ -99,6 +100,10 @@ def call_tool(identifier: Any, params: dict[str, Any]) -> None:
             send({"method": "notifications/tools/list_changed"})
         case "update":
             send({"method": "notifications/resources/updated", "params": {"uri": arguments["uri"]}})
+        case "error" if not failed:
+            failed.append(identifier)
+            send({"id": identifier, "error": arguments["error"]})
+            return
         case "cancelled":
             send({"id": identifier, "result": text(json.dumps(cancelled))})
             return

@@ -38,7 +38,7 @@ def test_the_outcome_does_not_depend_on_the_order_of_servers() -> None:
 @pytest.mark.parametrize("own", ["x" * 65, "späße", "a/b c", "", "x" * 300])
 def test_every_exposed_name_is_one_that_model_apis_take(own: str) -> None:
     for naming in ("auto", "always"):
-        (name,) = expose({"github/owner/repo": [own]}, naming).values()  # type: ignore[arg-type]
+        (name,) = expose({"github/owner/repo": [own]}, naming).values()
         assert 1 <= len(name) <= MAX_LENGTH
         assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 

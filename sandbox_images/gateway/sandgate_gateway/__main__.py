@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import uvicorn.config
@@ -75,7 +75,12 @@ async def serve(options: argparse.Namespace, token: str) -> None:
         timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
     )
     server = Server(config)
-    async with _signals(server):
+
+    def stop() -> None:
+        gateway.hang_up()
+        server.stop()
+
+    async with _signals(stop):
         try:
             await server.serve(sockets=sockets)
         finally:
@@ -83,10 +88,10 @@ async def serve(options: argparse.Namespace, token: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _signals(server: Server) -> AsyncIterator[None]:
+async def _signals(stop: Callable[[], None]) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(number, stop)
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """Who is behind a request: what an upstream has to know of one downstream request, in either era."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from sandgate_gateway.jsonrpc import RpcError
@@ -10,6 +10,12 @@ from sandgate_gateway.protocol import (
     METHOD_NOT_FOUND,
     Era,
 )
+
+Tell = Callable[[str, dict[str, Any]], None]
+
+
+def _nobody_listens(method: str, params: dict[str, Any]) -> None:
+    return
 
 
 class Caller:
@@ -23,6 +29,8 @@ class Caller:
     log_level: str | None = None
     """The level the client asked for; None where it asked for none."""
     progress_token: int | str | None = None
+    tell: Tell = staticmethod(_nobody_listens)
+    """Puts a notification that belongs to no request where this client hears of such; silent if it can't."""
     lacked_capability: str | None = None
     """A capability a server needed during this request and the client does not have."""
 
@@ -31,9 +39,6 @@ class Caller:
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
         """Put a notification on the stream of this request; silent once the request is answered."""
-
-    def tell(self, method: str, params: dict[str, Any]) -> None:
-        """Put a notification that belongs to no request where this client hears of such; silent if it can't."""
 
     async def ask(self, method: str, params: Any) -> Any:
         """Have the client answer a server's request. Raises: RpcError with the client's refusal."""

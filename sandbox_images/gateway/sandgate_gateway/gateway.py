@@ -43,11 +43,15 @@ class Gateway:
         self._sessions.keep_tokens(configuration.tokens)
         await self.fleet.apply(configuration)
 
-    async def close(self) -> None:
-        """Ends sessions and streams, then stops the servers. Bounded by their grace periods."""
+    def hang_up(self) -> None:
+        """End all sessions and streams, so that their connections can close. Safe to repeat."""
         self._fanout.close()
         self._modern.close()
         self._sessions.close()
+
+    async def close(self) -> None:
+        """Hangs up and stops the servers. Bounded by their grace periods."""
+        self.hang_up()
         await self.fleet.close()
 
     def _changed(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sandgate_gateway.aggregate import Aggregate
 from sandgate_gateway.callers import Caller
-from sandgate_gateway.eras.translate import answer_inputs, result_for
+from sandgate_gateway.eras.translate import answer_inputs, answer_urls, result_for
 from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.protocol import (
     INTERACTIVE_METHODS,
@@ -88,9 +88,9 @@ class Calls:
         connection = await server.available()
         if connection.era == "modern" and caller.era == "legacy" and method in INTERACTIVE_METHODS:
             result = await answer_inputs(server.request, method, params, caller)
+        elif connection.era == "legacy" and caller.era == "modern":
+            result = await answer_urls(server.request, method, _without_inputs(params), caller)
         else:
-            if connection.era == "legacy" and caller.era == "modern":
-                params = _without_inputs(params)
             result = await server.request(method, params, caller)
         uris = self._aggregate.routes.uris
         if not uris.is_identity and mentions_resources(result.raw):

@@ -15,6 +15,9 @@ MAX_EVENTS = 1024
 
 MAX_KEPT_BYTES = 8 * 1024 * 1024
 
+MAX_DELIVERED_BYTES = 64 * 1024
+"""Kept of a stream that was sent to its end."""
+
 RETRY_MS = 1000
 
 _STREAM_HEADERS = [
@@ -84,6 +87,9 @@ class EventStream:
             gone.cancel()
         if is_there:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if self.is_closed and self._attached is me and self._kept_bytes > MAX_DELIVERED_BYTES:
+                self._events.clear()  # delivered: too large to keep for the rare client that lost it underway
+                self._kept_bytes = 0
         return is_there
 
     def take_over(self) -> None:

@@ -21,7 +21,7 @@ IDLE_TIMEOUT_S = 24 * 3600.0
 ASK_TIMEOUT_S = 3600.0
 """A person may take a while to answer; nobody takes this long."""
 
-MAX_FINISHED_STREAMS = 32
+MAX_FINISHED_STREAMS = 16
 """Streams of answered requests kept for clients whose connection broke."""
 
 
@@ -148,14 +148,12 @@ class SessionCaller(Caller):
         self.protocol_version = session.protocol_version
         self.log_level = session.log_level
         self.progress_token = progress_token
+        self.tell = session.tell  # of the session, so that who keeps it does not keep this request
         self._session = session
         self._reply = reply
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
         self._reply.push(jsonrpc.notification(method, params))
-
-    def tell(self, method: str, params: dict[str, Any]) -> None:
-        self._session.tell(method, params)
 
     async def ask(self, method: str, params: Any) -> Any:
         if not self.has_capability_for(method):

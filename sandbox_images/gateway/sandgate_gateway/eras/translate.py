@@ -7,7 +7,7 @@ from typing import Any
 
 from sandgate_gateway.callers import Caller
 from sandgate_gateway.jsonrpc import Result, RpcError
-from sandgate_gateway.protocol import GATEWAY_INFO, INTERNAL_ERROR, META_SERVER_INFO, Era
+from sandgate_gateway.protocol import GATEWAY_INFO, INTERNAL_ERROR, META_SERVER_INFO, URL_ELICITATION_REQUIRED, Era
 
 MAX_ROUNDS = 10
 """Of questions within one call; the official SDKs stop there too."""
@@ -40,6 +40,23 @@ async def answer_inputs(request: Request, method: str, params: dict[str, Any], c
         if "requestState" in result.value:
             current["requestState"] = result.value["requestState"]
     raise RpcError(INTERNAL_ERROR, f"the server asked for input more than {MAX_ROUNDS} times in one call")
+
+
+async def answer_urls(request: Request, method: str, params: dict[str, Any], caller: Caller) -> Result:
+    """Call a legacy server for a modern client: where it wants URLs visited first (error -32042, gone in 2026-07-28),
+    the client is asked to, then the call is repeated. Raises: RpcError."""
+    for _ in range(MAX_ROUNDS):
+        try:
+            return await request(method, params, caller)
+        except RpcError as error:
+            elicitations = error.data.get("elicitations") if isinstance(error.data, dict) else None
+            if error.code != URL_ELICITATION_REQUIRED or not isinstance(elicitations, list) or not elicitations:
+                raise
+        for elicitation in elicitations:
+            answer = await caller.ask("elicitation/create", elicitation)
+            if not isinstance(answer, dict) or answer.get("action") != "accept":
+                raise RpcError(INTERNAL_ERROR, "the server needs a URL to be visited first, and the client declined")
+    raise RpcError(INTERNAL_ERROR, f"the server asked for URLs to be visited more than {MAX_ROUNDS} times in one call")
 
 
 async def _ask(caller: Caller, question: Any) -> Any:

@@ -167,7 +167,8 @@ class HttpConnection(Connection):
             async with self._opening:
                 session = self._sessions.get(key)
                 if session is None:
-                    session = HttpSession(self._name, self._exchanges, self._listener, caller, self._end)
+                    owner = caller if caller.era == "legacy" else _Anyone(caller.capabilities)
+                    session = HttpSession(self._name, self._exchanges, self._listener, owner, self._end)
                     try:
                         await session.open()
                     except BaseException:
@@ -251,4 +252,24 @@ def _session_key(caller: Caller) -> object:
     """Legacy clients have a session each, modern ones with equal capabilities share one."""
     if caller.era == "legacy":
         return caller.key
-    return orjson.dumps(caller.capabilities, option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps(_known(caller.capabilities), option=orjson.OPT_SORT_KEYS)
+
+
+class _Anyone(Caller):
+    """Every modern client with these capabilities."""
+
+    era = "modern"
+
+    def __init__(self, capabilities: dict[str, Any]) -> None:
+        self.capabilities = _known(capabilities)
+
+
+def _known(capabilities: dict[str, Any]) -> dict[str, Any]:
+    """What a legacy server can make use of, so that there are few different sets and few sessions."""
+    known: dict[str, Any] = {}
+    for name, parts in (("sampling", ("tools", "context")), ("elicitation", ("form", "url")), ("roots", ())):
+        declared = capabilities.get(name)
+        if declared is not None:
+            declared = declared if isinstance(declared, dict) else {}
+            known[name] = {part: {} for part in parts if part in declared}
+    return known

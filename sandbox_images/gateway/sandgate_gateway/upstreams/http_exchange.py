@@ -1,6 +1,7 @@
 """One HTTP exchange with a remote MCP server: a POST or GET, and the JSON-RPC messages that come back."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ class _errors_in_words:  # noqa: N801 (reads as the function it stands for)
             case aiohttp.ClientConnectorCertificateError():
                 raise CouldNotConnectError("could not be reached: its TLS certificate is not trusted") from error
             case aiohttp.ClientConnectorError():
-                reason = error.os_error.strerror or "no connection"
+                number = error.os_error.errno
+                reason = os.strerror(number) if number else "its name or address is not known"
                 raise CouldNotConnectError(f"could not be reached: {reason}") from error
             case aiohttp.ConnectionTimeoutError():
                 raise CouldNotConnectError("could not be reached: no answer") from error

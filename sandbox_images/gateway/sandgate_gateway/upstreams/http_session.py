@@ -34,14 +34,19 @@ class HttpSession:
     def __init__(
         self, name: str, exchanges: HttpExchanges, listener: Listener, owner: Caller, end: Callable[[str], None]
     ) -> None:
-        """`end` is called when the server is not reachable any more."""
+        """`owner` is who it is opened for, GATEWAY for housekeeping; `end` is called when the server is lost for good.
+
+        Keeps of the owner what outlives its first request only.
+        """
         self.protocol_version = LATEST_LEGACY_VERSION
         self.capabilities: dict[str, Any] = {}
         self.instructions = ""
         self._name = name
         self._exchanges = exchanges
         self._listener = listener
-        self._owner = owner
+        self._owner_is_gateway = owner is GATEWAY
+        self._owner_capabilities = owner.capabilities
+        self._tell_owner = owner.tell
         self._end = end
         self._id: str | None = None
         self._correlation = Correlation()
@@ -52,7 +57,7 @@ class HttpSession:
 
     async def open(self) -> None:
         """Raises: RpcError, ConnectionEndedError, HttpStatusError."""
-        body = jsonrpc.request(0, "initialize", initialize_params(self._owner.capabilities))
+        body = jsonrpc.request(0, "initialize", initialize_params(self._owner_capabilities))
         async with self._exchanges.post(body, {}) as response:
             self._id = response.headers.get("Mcp-Session-Id")
             value = await self._first_answer(messages(response))
@@ -175,14 +180,14 @@ class HttpSession:
                     relay.cancel()
             case "notifications/elicitation/complete":
                 self._background(method, params)
-            case _ if self._owner is GATEWAY or caller is not None:
+            case _ if self._owner_is_gateway or caller is not None:
                 self._listener(method, params)  # the gateway's own session hears of every change already
 
     def _background(self, method: str, params: dict[str, Any]) -> None:
-        if self._owner is GATEWAY:
+        if self._owner_is_gateway:
             self._listener(method, params)
         else:
-            self._owner.tell(method, params)
+            self._tell_owner(method, params)
 
     async def _relay(self, identifier: int | str, method: str, params: Any, caller: Caller | None) -> None:
         try:
@@ -215,14 +220,16 @@ class HttpSession:
                             self._from_server(each.message, None)
                         else:
                             self._late_answer(each)
-            except HttpStatusError:
-                return  # 405: it has none; 404: the session is gone, which the next request finds out
+            except HttpStatusError as error:
+                if error.status == 404 and self._owner_is_gateway:
+                    self._end("has forgotten the gateway's session")
+                return  # 405: it has none; 404: a client's session is opened again by its next request
             except RpcError:
                 failures += 1
             except ConnectionEndedError:
                 failures += 1
             await asyncio.sleep(_pause(position, failures))
-        if self._owner is GATEWAY:
+        if self._owner_is_gateway:
             self._end("is not reachable any more")
 
     def _late_answer(self, incoming: Incoming) -> None:

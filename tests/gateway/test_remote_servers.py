@@ -1,0 +1,81 @@
+"""Servers over HTTP: sessions, credentials, losses."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conformance.processes import first_line, free_port, running
+from tests.gateway.misfit_http import MISFITS, misfit_over_http
+from tests.gateway.running_gateway import RunningGateway, echo_over_http
+from tests.gateway.wire import LegacyWire
+
+
+def remote(url: str, **headers: str) -> dict[str, object]:
+    return {"type": "http", "url": url, "headers": headers}
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_a_remote_server_gets_the_configured_credential_and_not_the_clients(
+    gateway: RunningGateway, folder: Path, mode: str
+) -> None:
+    with echo_over_http(folder) as url:
+        gateway.configure({"remote": remote(url, Authorization="Bearer upstream-key")})
+        async with gateway.client(mode) as client:  # type: ignore[arg-type]
+            told = await client.call_tool("whoami", {})
+            assert told.structured_content == {"result": "...-key (19 characters)"}
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_large_results_of_a_remote_server_arrive_whole(gateway: RunningGateway, folder: Path, mode: str) -> None:
+    text = "0123456789abcdef" * 20_000
+    with echo_over_http(folder) as url:
+        gateway.configure({"remote": remote(url)})
+        async with gateway.client(mode) as client:  # type: ignore[arg-type]
+            assert (await client.call_tool("echo", {"text": text})).structured_content == {"result": text}
+
+
+async def test_a_remote_server_that_was_restarted_is_used_again(gateway: RunningGateway, folder: Path) -> None:
+    """Its sessions are gone then, which a legacy server tells with 404."""
+    port = free_port()
+    with conformance_on(port, folder):
+        gateway.configure({"remote": remote(f"http://127.0.0.1:{port}/mcp")})
+        async with httpx.AsyncClient(timeout=20) as http:
+            session = await LegacyWire(http, gateway.url).open()
+            assert "result" in await session.call("test_simple_text")
+    async with httpx.AsyncClient(timeout=20) as http:
+        session = await LegacyWire(http, gateway.url).open()
+        error = (await session.call("test_simple_text"))["error"]
+        assert error["data"] == {"server": "remote"}
+        assert "server 'remote'" in error["message"]
+        with conformance_on(port, folder):
+            gateway.status(20)
+            assert "result" in await session.call("test_simple_text")
+
+
+@contextmanager
+def conformance_on(port: int, folder: Path) -> Iterator[None]:
+    log = folder / "fixture.log"
+    command = [sys.executable, "-m", "tests.fixtures.conformance_server", "--http", str(port), "--era", "legacy"]
+    with running(command, log=log) as process:
+        first_line(process, log)
+        yield
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+async def test_a_remote_server_that_cannot_be_used_says_why(gateway: RunningGateway, misfit: str) -> None:
+    async with misfit_over_http(misfit) as url:
+        servers = {"remote": remote(url, Authorization="Bearer upstream-key")}
+        status = await asyncio.to_thread(gateway.configure, servers, start_timeout_s=3)
+    assert status["remote"]["state"] == "failed"
+    assert MISFITS[misfit].message in status["remote"]["message"]
+    assert "upstream-key" not in str(status)
+
+
+async def test_a_remote_server_that_is_not_there_has_failed_when_its_time_is_over(gateway: RunningGateway) -> None:
+    status = gateway.configure({"remote": remote(f"http://127.0.0.1:{free_port()}/mcp")}, start_timeout_s=1)
+    assert status["remote"]["message"] == "could not be reached: Connection refused"
