@@ -45,7 +45,8 @@ _START_TIMEOUT_S = 20
 class RunningAgent:
     process: subprocess.Popen[bytes]
     directory: Path
-    """The test's own; `home` in it is the home of `user`, `small` a tmpfs of 1 MiB that only the agent sees."""
+    """The test's own; `home` in it is the home of `user`, `small` a tmpfs of 1 MiB and `plain` a file system
+    without extended attributes, which only the agent sees."""
     port: int
     door_port: int
     headers: dict[str, str] = field(default_factory=lambda: {"X-Access-Token": ACCESS_TOKEN})
@@ -127,7 +128,8 @@ def _running_in(directory: Path) -> Iterator[RunningAgent]:
     (directory / "control-token").write_text(CONTROL_TOKEN)
     script = (
         'mount --bind "$0/passwd" /etc/passwd && mount --bind "$0/group" /etc/group'
-        ' && mount -t tmpfs -o size=1m,mode=1777 none "$0/small" && exec "$@"'
+        ' && mount -t tmpfs -o size=1m,mode=1777 none "$0/small"'
+        ' && mount -t ramfs -o mode=1777 none "$0/plain" && exec "$@"'
     )
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(directory)]
     options = [
@@ -158,7 +160,8 @@ def _make_accounts(directory: Path) -> None:
     home = directory / "home"
     home.mkdir()
     os.chown(home, USER_UID, USER_UID)
-    (directory / "small").mkdir()
+    for name in "small", "plain":
+        (directory / name).mkdir()
     (directory / "passwd").write_text(
         "root:x:0:0:root:/root:/bin/bash\n"
         f"user:x:{USER_UID}:{USER_UID}::{home}:/bin/bash\n"

@@ -118,6 +118,6 @@ def os_errors_mapped(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceLeft(f"not enough disk space to write '{path}'") from error
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO):
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENOTEMPTY):
             raise InvalidArgument(f"path '{path}' cannot be used: {error.strerror}") from error
         raise AgentError(f"'{path}': {error.strerror}") from error

@@ -13,6 +13,8 @@ from sandgate_agent.asgi import Request
 from sandgate_agent.background_tasks import BackgroundTasks
 from sandgate_agent.configuration import ConfigurationHolder
 from sandgate_agent.files.endpoint import FilesEndpoint
+from sandgate_agent.filesystem.service import FilesystemService
+from sandgate_agent.filesystem.watchers import Watchers
 from sandgate_agent.lean_uvicorn import Config, Server
 from sandgate_agent.processes.registry import ProcessRegistry
 from sandgate_agent.processes.service import ProcessService
@@ -50,6 +52,9 @@ async def serve(options: Options) -> None:
         tasks = BackgroundTasks()
         stack.push_async_callback(tasks.aclose)
 
+        watchers = Watchers(threads, tasks)
+        stack.push_async_callback(watchers.aclose)
+
         files = FilesEndpoint(configuration, threads)
         application = Application(
             configuration,
@@ -61,7 +66,10 @@ async def serve(options: Options) -> None:
                 ("POST", "/files"): files.upload,
             },
             endpoints={},
-            methods=ProcessService(ProcessRegistry(tasks), configuration, threads).methods(),
+            methods={
+                **ProcessService(ProcessRegistry(tasks), configuration, threads).methods(),
+                **FilesystemService(threads, watchers).methods(),
+            },
         )
         door = StdioDoor(configuration, threads, tasks)
         await stack.enter_async_context(door.listening(options.host, options.door_port))

@@ -35,6 +35,7 @@ def metadata_in_headers(headers: Mapping[str, str]) -> Metadata:
 
 def replace_metadata(file: int, metadata: Metadata) -> None:
     """Make this the whole metadata of an open file. Raises: InvalidArgument when it does not fit, OSError."""
+    _remembered.pop(_identity(file), None)
     try:
         for name in os.listxattr(file):
             if name.startswith(_ATTRIBUTE_PREFIX) and name.removeprefix(_ATTRIBUTE_PREFIX) not in metadata:
@@ -51,28 +52,27 @@ def replace_metadata(file: int, metadata: Metadata) -> None:
             raise
 
 
-def read_metadata(file: int | str) -> Metadata:
-    """The metadata of an open file or of a path; empty where it cannot be read."""
-    try:
-        return {
-            name.removeprefix(_ATTRIBUTE_PREFIX): os.getxattr(file, name).decode("utf-8", errors="replace")
-            for name in os.listxattr(file)
-            if name.startswith(_ATTRIBUTE_PREFIX)
-        }
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            return {}
+def read_metadata(path: str) -> Metadata:
+    """Empty where it cannot be read."""
+    metadata = {}
     with contextlib.suppress(OSError):
-        status = os.stat(file)
-        return dict(_remembered.get((status.st_dev, status.st_ino), {}))
-    return {}
+        for name in os.listxattr(path):
+            if name.startswith(_ATTRIBUTE_PREFIX):
+                value = os.getxattr(path, name)
+                metadata[name.removeprefix(_ATTRIBUTE_PREFIX)] = value.decode("utf-8", errors="replace")
+    if not metadata and _remembered:
+        with contextlib.suppress(OSError):
+            metadata = dict(_remembered.get(_identity(path), {}))
+    return metadata
+
+
+def _identity(file: int | str) -> tuple[int, int]:
+    status = os.stat(file)
+    return status.st_dev, status.st_ino
 
 
 def _remember(file: int, metadata: Metadata) -> None:
-    status = os.fstat(file)
-    identity = (status.st_dev, status.st_ino)
-    _remembered.pop(identity, None)
     if metadata:
-        _remembered[identity] = metadata
+        _remembered[_identity(file)] = metadata
     while len(_remembered) > _REMEMBERED_FILES:
         _remembered.popitem(last=False)

@@ -1,6 +1,5 @@
 """One child process in a session of its own: started as a user, signalled as a group, reaped when its owner says so."""
 
-import asyncio
 import contextlib
 import fcntl
 import os
@@ -11,7 +10,7 @@ import termios
 from dataclasses import dataclass
 from typing import IO, Self
 
-from sandgate_agent.processes.nonblocking import NonblockingFile
+from sandgate_agent.nonblocking import NonblockingFile, until_readable
 from sandgate_agent.users import User
 
 _FILE_CREATION_MASK = 0o022
@@ -121,18 +120,7 @@ class Child:
 
     async def exited(self) -> None:
         """Return once the process has ended. It stays unreaped, so its id cannot be given to another process."""
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            if not ended.done():
-                ended.set_result(None)
-
-        loop.add_reader(self._process_descriptor, wake)
-        try:
-            await ended
-        finally:
-            loop.remove_reader(self._process_descriptor)
+        await until_readable(self._process_descriptor)
 
     def signal_group(self, number: signal.Signals) -> None:
         """Signal the process and what it started in its group. Silent when all of it has ended."""

@@ -4,9 +4,9 @@ import asyncio
 import signal
 
 from sandgate_agent.errors import AgentError, DeadlineExceeded, InvalidArgument, Unknown
+from sandgate_agent.nonblocking import NonblockingFile
 from sandgate_agent.processes.child import Child, Exit, TerminalSize
 from sandgate_agent.processes.messages import Input, ProcessConfig, data_event, end_event, start_event
-from sandgate_agent.processes.nonblocking import NonblockingFile
 from sandgate_agent.processes.subscription import Event, Subscription
 
 

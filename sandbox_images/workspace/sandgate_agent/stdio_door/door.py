@@ -12,9 +12,9 @@ from sandgate_agent.configuration import ConfigurationHolder
 from sandgate_agent.environment import process_environment
 from sandgate_agent.errors import AgentError
 from sandgate_agent.fields import text
+from sandgate_agent.nonblocking import CHUNK
 from sandgate_agent.paths import resolve_path
 from sandgate_agent.processes.child import Command
-from sandgate_agent.processes.nonblocking import CHUNK
 from sandgate_agent.stdio_door.custom_servers import CustomServers, InstallError
 from sandgate_agent.stdio_door.frames import FrameWriter
 from sandgate_agent.stdio_door.request import DoorRequest, decode_line, parse_door_request

@@ -5,8 +5,8 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 
+from sandgate_agent.nonblocking import NonblockingFile
 from sandgate_agent.processes.child import Child, Command, Exit
-from sandgate_agent.processes.nonblocking import NonblockingFile
 from sandgate_agent.stdio_door.frames import FrameKind, FrameWriter
 
 _PATIENCE_S = 2.0

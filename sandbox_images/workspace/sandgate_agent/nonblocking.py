@@ -10,6 +10,22 @@ CHUNK = 1 << 16
 """Bytes read at once: the default capacity of a Linux pipe."""
 
 
+async def until_readable(descriptor: int) -> None:
+    """Return once there is something to read: data or the end of a pipe, the exit of a process."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(descriptor, wake)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(descriptor)
+
+
 class NonblockingFile:
     """Owns a file that can be waited for: a pipe's end, or a terminal's master side."""
 

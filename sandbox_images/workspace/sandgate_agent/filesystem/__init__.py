@@ -1,0 +1,1 @@
+"""The service filesystem.Filesystem: directories, facts about files, and watching them."""

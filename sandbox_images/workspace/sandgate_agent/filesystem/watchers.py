@@ -1,0 +1,64 @@
+"""All watchers of the agent: those of a stream live with it, those that are polled until they are removed."""
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypedDict, Unpack
+
+from sandgate_agent.acting_as import FileThreads
+from sandgate_agent.background_tasks import BackgroundTasks
+from sandgate_agent.errors import NotFound
+from sandgate_agent.filesystem.watcher import FilesystemEvent, Watcher
+from sandgate_agent.users import User
+
+
+class WatchOptions(TypedDict):
+    root: str
+    is_recursive: bool
+    has_entries: bool
+
+
+class Watchers:
+    def __init__(self, threads: FileThreads, tasks: BackgroundTasks) -> None:
+        self._threads = threads
+        self._tasks = tasks
+        self._polled: dict[str, Watcher] = {}
+
+    @asynccontextmanager
+    async def watching(self, user: User, **options: Unpack[WatchOptions]) -> AsyncIterator[Watcher]:
+        """Raises: NotFound, InvalidArgument, PermissionDenied."""
+        watcher = Watcher(self._threads, user, **options)
+        try:
+            await watcher.start(self._tasks)
+            yield watcher
+        finally:
+            await watcher.close()
+
+    async def create(self, user: User, **options: Unpack[WatchOptions]) -> str:
+        """Answers an id. Raises: NotFound, InvalidArgument, PermissionDenied."""
+        watcher = Watcher(self._threads, user, **options)
+        await watcher.start(self._tasks)
+        identifier = uuid.uuid4().hex
+        self._polled[identifier] = watcher
+        return identifier
+
+    async def events(self, identifier: str) -> list[FilesystemEvent]:
+        """What has happened since the last time. Raises: NotFound."""
+        return await self._find(identifier).take_events()
+
+    async def remove(self, identifier: str) -> None:
+        """Raises: NotFound."""
+        watcher = self._find(identifier)
+        del self._polled[identifier]
+        await watcher.close()
+
+    async def aclose(self) -> None:
+        while self._polled:
+            _, watcher = self._polled.popitem()
+            await watcher.close()
+
+    def _find(self, identifier: str) -> Watcher:
+        watcher = self._polled.get(identifier)
+        if watcher is None:
+            raise NotFound(f"watcher with id {identifier} not found")
+        return watcher
