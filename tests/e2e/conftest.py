@@ -51,6 +51,11 @@ MANIFESTS: dict[str, dict[str, object]] = {
         },
         "secrets": [{"name": "echo-remote.token", "env": "ECHO_TOKEN", "description": "Any text.", "required": True}],
     },
+    "fetch-private": {
+        "type": "server",
+        "package": PRETENDED_PACKAGE,
+        "command": ["/opt/mcp/fetch/bin/mcp-server-fetch", "--allow-private-ips", "--ignore-robots-txt"],
+    },
     "missing-image": {"type": "server", "image": "sandgate-test/absent:1"},
     "exits": {
         "type": "server",
@@ -74,17 +79,21 @@ class Surroundings:
     host: str
     echo_port: int
     git_port: int
+    web_port: int
+    """Lists the folder of the repositories."""
 
 
 @pytest.fixture(scope="session")
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
     (host,) = (a.address for a in psutil.net_if_addrs()["docker0"] if a.family == socket.AF_INET)
-    found = Surroundings(host, free_port(host), free_port(host))
+    found = Surroundings(host, free_port(host), free_port(host), free_port(host))
     repositories = make_repository(tmp_path_factory.mktemp("repositories"))
     echo = [sys.executable, str(FIXTURES / "echo_server.py"), "--http", f"{host}:{found.echo_port}"]
     git = ["git", "daemon", f"--listen={host}", f"--port={found.git_port}", f"--base-path={repositories}"]
+    web = [sys.executable, "-m", "http.server", "--bind", host, "--directory", str(repositories), str(found.web_port)]
     processes = [
         subprocess.Popen(echo, stdout=subprocess.DEVNULL),
+        subprocess.Popen(web, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
         subprocess.Popen([*git, "--export-all", "--reuseaddr", "--log-destination=none", str(repositories)]),
     ]
     yield found
@@ -137,7 +146,9 @@ def installation(
 def settings_for(surroundings: Surroundings) -> dict[str, str]:
     host = surroundings.host
     return {
-        "SANDGATE_EGRESS_ALLOW": f"{host}:{surroundings.echo_port}, {host}:{surroundings.git_port}",
+        "SANDGATE_EGRESS_ALLOW": ", ".join(
+            f"{host}:{port}" for port in (surroundings.echo_port, surroundings.git_port, surroundings.web_port)
+        ),
         "SANDGATE_GITHUB_URL": f"git://{host}:{surroundings.git_port}",
     }
 

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import docker
 import httpx
 import httpx2
-from docker.models.containers import Container
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
@@ -111,20 +110,20 @@ class Installation:
         with self.http() as http:
             http.delete(f"/sandboxes/{sandbox_id}")
 
-    def containers(self) -> list[Container]:
-        """Everything of this installation that the engine has, running or not."""
-        name = (self.home / "installation").read_text()
-        client = docker.from_env()
+    def containers(self, **labels: str) -> list[str]:
+        """Names of the pods' containers that the engine has of this installation, running or not."""
+        wanted = {"sandgate.installation": (self.home / "installation").read_text(), **labels}
+        client = docker.APIClient()
         try:
-            found = client.containers.list(all=True, filters={"label": f"sandgate.installation={name}"})
-            return [container for container in found if container.labels.get("sandgate.pod")]
+            found = client.containers(all=True, filters={"label": [f"{key}={value}" for key, value in wanted.items()]})
         finally:
             client.close()
+        return [container["Names"][0].lstrip("/") for container in found if "sandgate.pod" in container["Labels"]]
 
     def wait_until_nothing_runs(self) -> None:
         deadline = time.monotonic() + 60
         while left := self.containers():
-            assert time.monotonic() < deadline, [container.name for container in left]
+            assert time.monotonic() < deadline, left
             time.sleep(0.2)
 
 
