@@ -103,6 +103,10 @@ class ConfigurationHolder:
         self._current = configuration
         await request.answer(204)
 
+    async def handle_environment(self, request: Request) -> None:
+        """GET /envs: the sandbox's own variables."""
+        await request.answer_json(200, dict(self.current.environment), {"Cache-Control": "no-store"})
+
     def _write_facts(self, configuration: Configuration) -> None:
         """Leave the files by which programs of E2B's templates recognise a sandbox."""
         os.makedirs(self._facts_directory, mode=0o755, exist_ok=True)

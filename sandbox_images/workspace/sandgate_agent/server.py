@@ -16,6 +16,7 @@ from sandgate_agent.files.endpoint import FilesEndpoint
 from sandgate_agent.filesystem.service import FilesystemService
 from sandgate_agent.filesystem.watchers import Watchers
 from sandgate_agent.lean_uvicorn import Config, Server
+from sandgate_agent.metrics import ResourceUsage
 from sandgate_agent.processes.registry import ProcessRegistry
 from sandgate_agent.processes.service import ProcessService
 from sandgate_agent.stdio_door.door import StdioDoor
@@ -55,6 +56,11 @@ async def serve(options: Options) -> None:
         watchers = Watchers(threads, tasks)
         stack.push_async_callback(watchers.aclose)
 
+        usage = ResourceUsage()
+
+        async def metrics(request: Request) -> None:
+            await request.answer_json(200, await threads.run(usage.read), {"Cache-Control": "no-store"})
+
         files = FilesEndpoint(configuration, threads)
         application = Application(
             configuration,
@@ -65,7 +71,10 @@ async def serve(options: Options) -> None:
                 ("HEAD", "/files"): files.download,
                 ("POST", "/files"): files.upload,
             },
-            endpoints={},
+            endpoints={
+                ("GET", "/metrics"): metrics,
+                ("GET", "/envs"): configuration.handle_environment,
+            },
             methods={
                 **ProcessService(ProcessRegistry(tasks), configuration, threads).methods(),
                 **FilesystemService(threads, watchers).methods(),
