@@ -15,7 +15,8 @@
     └── EngineError                   from an engine to the reconciler
         ├── EngineUnavailable         the engine does not answer
         ├── ImageMissing              an image is not on the engine
-        └── EngineOutOfSpace          the engine's disk is full
+        ├── EngineOutOfSpace          the engine's disk is full
+        └── ImageBuildError           a step of an image's build failed (`app.engines.images`)
 
 A message says what happened, to which server, field or sandbox, and what to do. It never holds a credential's value.
 """

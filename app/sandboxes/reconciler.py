@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -47,6 +48,7 @@ from app.sandboxes.pod_clients import AgentClient, GatewayClient, PodUnreachable
 from app.sandboxes.store import Store
 
 _SWEEP_INTERVAL_S = 15.0
+_PREPARE_INTERVAL_S = 300.0
 _LONGEST_SLEEP_S = 30.0
 _PREPARE_WAIT_S = 20.0
 _REQUESTS_POLL_S = 50.0
@@ -253,30 +255,42 @@ class Reconciler:
 
     async def _expire(self) -> None:
         while True:
-            self._expiry_moved.clear()
-            for sandbox_id in await self._store.expired(self._now()):
-                _log.info("sandbox_expired", sandbox_id=sandbox_id)
-                await self._store.ask_to_stop(sandbox_id)
-                self.stop_soon(sandbox_id)
-            next_expiry = await self._store.next_expiry()
-            sleep_s = _LONGEST_SLEEP_S if next_expiry is None else (next_expiry - self._now()).total_seconds()
             try:
-                async with asyncio.timeout(min(max(sleep_s, 0.0), _LONGEST_SLEEP_S)):
-                    await self._expiry_moved.wait()
-            except TimeoutError:
-                continue
+                await self._expire_due()
+            except Exception:  # noqa: BLE001 - as for the sweep
+                _log.exception("expiry_failed")
+                await asyncio.sleep(1.0)
+
+    async def _expire_due(self) -> None:
+        """End what is due, then sleep until the next one is."""
+        self._expiry_moved.clear()
+        for sandbox_id in await self._store.expired(self._now()):
+            _log.info("sandbox_expired", sandbox_id=sandbox_id)
+            await self._store.ask_to_stop(sandbox_id)
+            self.stop_soon(sandbox_id)
+        next_expiry = await self._store.next_expiry()
+        sleep_s = _LONGEST_SLEEP_S if next_expiry is None else (next_expiry - self._now()).total_seconds()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(max(sleep_s, 0.0), _LONGEST_SLEEP_S)):
+                await self._expiry_moved.wait()
 
     # -- adopting and sweeping --------------------------------------------------------------------------------------
 
     async def _adopt_and_sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        prepare_at = loop.time()
         while True:
             try:
                 await self._sweep()
-                if not self._prepared.is_set():
+                if loop.time() >= prepare_at:
+                    # Again and again, because whoever flushes the host's packet filter takes the guard's rules along.
                     await self._engine.prepare()
                     self._prepared.set()
+                    prepare_at = loop.time() + _PREPARE_INTERVAL_S
             except EngineError as error:
                 _log.warning("engine_unavailable", reason=str(error))
+            except Exception:  # noqa: BLE001 - a full disk or a database that is away for a while must not end the sweep
+                _log.exception("sweep_failed")
             await asyncio.sleep(_SWEEP_INTERVAL_S if self._prepared.is_set() else 1.0)
 
     async def _sweep(self) -> None:
