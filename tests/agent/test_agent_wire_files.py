@@ -2,8 +2,9 @@
 
 import gzip
 import os
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -286,6 +287,31 @@ def test_metadata_that_does_not_fit_is_refused_and_leaves_no_new_file(agent: Run
     assert not (agent.home / "overloaded").exists()
 
 
+def test_a_download_ends_when_its_caller_hangs_up(agent: RunningAgent) -> None:
+    path, size = agent.home / "endless", 1 << 40
+    with path.open("wb") as file:
+        file.truncate(size)
+    process = psutil.Process(agent.process.pid)
+    with agent.client() as client, client.stream("GET", "/files?path=endless") as answer:
+        assert next(answer.iter_raw())
+
+    _until(lambda: str(path) not in [file.path for file in process.open_files()])
+
+
+def test_an_upload_that_breaks_off_leaves_no_new_file(agent: RunningAgent) -> None:
+    path = agent.home / "broken-off"
+
+    def pieces() -> Iterator[bytes]:
+        yield bytes(2 << 20)
+        _until(path.exists)
+        raise RuntimeError("the caller fails")
+
+    with agent.client() as client, pytest.raises(RuntimeError):
+        upload(client, "broken-off", pieces())
+
+    _until(lambda: not path.exists())
+
+
 def test_a_gibibyte_each_way_leaves_the_agent_s_memory_flat(agent: RunningAgent) -> None:
     piece = bytes(1 << 20)
     process = psutil.Process(agent.process.pid)
@@ -312,3 +338,10 @@ def test_a_gibibyte_each_way_leaves_the_agent_s_memory_flat(agent: RunningAgent)
 
     assert (answer.status_code, received) == (200, 1 << 30)
     assert largest - before < 24 << 20
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

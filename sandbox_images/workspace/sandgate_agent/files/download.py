@@ -1,5 +1,6 @@
 """GET /files: a file's bytes, whole or a range, as they are or compressed."""
 
+import asyncio
 import email.utils
 import mimetypes
 import os
@@ -153,20 +154,28 @@ async def _send_whole(
 
 async def _send_compressed(request: Request, file: OpenFile, headers: dict[str, str], threads: FileThreads) -> None:
     await request.start_answer(200, {**headers, "Content-Encoding": "gzip"})
-    deflater = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-    async with aclosing(_pieces(file, threads, 0, None)) as pieces:
-        async for piece in pieces:
-            if compressed := await threads.run(deflater.compress, piece):
-                await request.send_chunk(compressed)
-    await request.send_chunk(deflater.flush())
-    await request.end_answer()
+    await _send_pieces(request, _compressed(_pieces(file, threads, 0, None), threads))
 
 
 async def _send_pieces(request: Request, pieces: AsyncGenerator[bytes, None]) -> None:
+    """Stops when the caller hangs up: the server takes what is sent after that without a word."""
+    async with asyncio.TaskGroup() as tasks, aclosing(pieces):
+        gone = tasks.create_task(request.disconnected(), name="download-hang-up")
+        async for piece in pieces:
+            if gone.done():
+                return
+            await request.send_chunk(piece)
+        gone.cancel()
+    await request.end_answer()
+
+
+async def _compressed(pieces: AsyncGenerator[bytes, None], threads: FileThreads) -> AsyncGenerator[bytes, None]:
+    deflater = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     async with aclosing(pieces):
         async for piece in pieces:
-            await request.send_chunk(piece)
-    await request.end_answer()
+            if compressed := await threads.run(deflater.compress, piece):
+                yield compressed
+    yield deflater.flush()
 
 
 async def _pieces(file: OpenFile, threads: FileThreads, start: int, end: int | None) -> AsyncGenerator[bytes, None]:
