@@ -6,7 +6,7 @@ from pydantic import JsonValue
 
 from app.catalog.definition import ServerDefinition
 from app.catalog.options import ConfigOption, SecretOption, default_of, options_of, required_properties
-from app.catalog.rendering import HOMES
+from app.catalog.rendering import home_of
 
 
 def describe(definition: ServerDefinition) -> dict[str, JsonValue]:
@@ -35,5 +35,5 @@ def _describe(definition: ServerDefinition, option: SecretOption | ConfigOption)
         secret: dict[str, JsonValue] = {"type": "string", "description": option.secret.description, "secret": True}
         return secret | ({"obtainAt": option.secret.obtain_at} if option.secret.obtain_at else {})
     schema = option.schema.model_dump(by_alias=True, exclude_none=True)
-    default = default_of(option.schema, HOMES[definition.placement])
+    default = default_of(option.schema, home_of(definition, definition.placement, definition.key))
     return {"description": "", **schema} | ({} if default is None else {"default": default})

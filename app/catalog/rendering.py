@@ -17,9 +17,6 @@ from app.catalog.errors import OptionError
 from app.catalog.options import Given, options_of, read_options
 from app.catalog.templates import Context
 
-HOMES: Mapping[Placement, str] = {"gateway": "/tmp", "workspace": "/home/user"}  # any user id may write to /tmp
-"""The directory a server may write to, by placement: `{{sandbox.home}}`."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackageRun:
@@ -77,8 +74,9 @@ def render(
     """What to run for `key: options`. `placement` overrides the definition's. Raises: OptionError."""
     placed = placement or definition.placement
     _check_placement(definition, key, placement)
-    given = read_options(definition, key, options, home=HOMES[placed])
-    context: Context = {definition.context_name: dict(given.config), CONTEXT_ROOT: {"home": HOMES[placed]}}
+    home = home_of(definition, placed, key)
+    given = read_options(definition, key, options, home=home)
+    context: Context = {definition.context_name: dict(given.config), CONTEXT_ROOT: {"home": home}}
     env = _render_env(definition, given, context)
     if definition.remote is not None:
         run: Run = _render_remote(definition, definition.remote, key, context, env)
@@ -100,6 +98,16 @@ def render(
             placement=placed,
         )
     return RenderedServer(key=key, start_timeout_s=definition.start_timeout_s, run=run)
+
+
+def home_of(definition: ServerDefinition, placement: Placement, key: str) -> str:
+    """The directory a server may write to, `{{sandbox.home}}`."""
+    if placement == "workspace":
+        return "/home/user"
+    if definition.package is not None:
+        # The gateway gives each of its servers a directory of its own; docs/ARCHITECTURE.md, section 6.4.
+        return f"/var/lib/mcp/{key.replace('/', '-')}"
+    return "/tmp"  # in an image of unknown make, the one directory that any user may write to
 
 
 def _check_placement(definition: ServerDefinition, key: str, placement: Placement | None) -> None:

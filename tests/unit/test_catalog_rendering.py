@@ -104,11 +104,11 @@ def test_a_package_server_gets_its_command_and_environment_with_defaults_filled_
         key="acme",
         start_timeout_s=12.5,
         run=PackageRun(
-            command=("/opt/acme", "--site=https://acme.example", "/data", "/tmp", "--port", "80"),
+            command=("/opt/acme", "--site=https://acme.example", "/data", "/var/lib/mcp/acme", "--port", "80"),
             env={
                 "ACME_TOKEN": SECRET,
                 "HEADERS": '{"Authorization": "Bearer tok-5up3r"}',
-                "STORE": "/tmp/acme",
+                "STORE": "/var/lib/mcp/acme/acme",
                 "VERBOSE": "false",
             },
             placement="gateway",
@@ -221,7 +221,7 @@ def test_a_default_may_depend_on_where_the_server_is_placed() -> None:
     here, there = render(server, "files", {}).run, render(server, "files", {}, placement="workspace").run
     assert isinstance(here, PackageRun)
     assert isinstance(there, PackageRun)
-    assert (here.placement, here.command) == ("gateway", ("files", "/tmp/x"))
+    assert (here.placement, here.command) == ("gateway", ("files", "/var/lib/mcp/files/x"))
     assert (there.placement, there.command) == ("workspace", ("files", "/home/user/x"))
 
 

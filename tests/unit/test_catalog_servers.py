@@ -123,7 +123,7 @@ def test_the_public_catalog_shows_properties_by_the_names_of_the_sdk() -> None:
             },
             "extra": {"type": "string", "description": "", "secret": True},
             "siteUrl": {"type": "string", "description": "Where."},
-            "sitePath": {"type": "string", "description": "", "default": "/tmp/x"},
+            "sitePath": {"type": "string", "description": "", "default": "/var/lib/mcp/acme/x"},
             "looseInner": {"type": "integer", "description": ""},
         },
         "required": ["acmeToken", "siteUrl"],

@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--mcp-port", type=int, default=50005)
     parser.add_argument("--control-port", type=int, default=50006)
     parser.add_argument("--control-token-file", default="/run/sandgate/gateway-control-token")
-    parser.add_argument("--data-dir", default="/var/lib/sandgate-gateway")
+    parser.add_argument("--data-dir", default="/var/lib/mcp")
     parser.add_argument(
         "--server-users",
         choices=["own", "same"],
