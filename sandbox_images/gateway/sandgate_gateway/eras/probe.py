@@ -20,6 +20,14 @@ def modern_version(result: Result) -> str | None:
     return next((version for version in MODERN_VERSIONS if version in supported), None)
 
 
+def offered_version(error: RpcError) -> str | None:
+    """The newest modern revision we speak that a version refusal names; None if it names none, or is none."""
+    supported = error.data.get("supported") if isinstance(error.data, dict) else None
+    if error.code != UNSUPPORTED_VERSION or not isinstance(supported, list):
+        return None
+    return next((version for version in MODERN_VERSIONS if version in supported), None)
+
+
 def is_modern_refusal(error: RpcError) -> bool:
     """Whether only a server of the modern era answers the probe like this, so that `initialize` would be in vain.
 

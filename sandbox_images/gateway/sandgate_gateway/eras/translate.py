@@ -83,9 +83,15 @@ def input_request(method: str, params: Any) -> dict[str, Any]:
 
 
 def result_for(client: Era, server: Era, method: str, result: Result) -> Result:
-    """A server's result as a client of the other era must see it; the same object on the diagonal."""
-    if client == server or not isinstance(result.value, dict):
+    """A server's result as a client of the other era must see it; on the diagonal it stays as it is.
+
+    But for one thing: a modern result without `resultType` counts as complete, and some clients want to read that.
+    """
+    if not isinstance(result.value, dict):
         return result
+    if client == server:
+        missing = client == "modern" and "resultType" not in result.value
+        return result.with_members({"resultType": "complete"}) if missing else result
     if client == "modern":
         return _modernized(method, result)
     value = {key: member for key, member in result.value.items() if key not in _MODERN_MEMBERS}

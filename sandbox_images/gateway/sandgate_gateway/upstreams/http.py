@@ -17,7 +17,7 @@ import orjson
 from sandgate_gateway import jsonrpc
 from sandgate_gateway.callers import GATEWAY, Caller
 from sandgate_gateway.eras.outgoing import outgoing_params
-from sandgate_gateway.eras.probe import is_modern_refusal, modern_version
+from sandgate_gateway.eras.probe import is_modern_refusal, modern_version, offered_version
 from sandgate_gateway.headers import find_invalid_header_annotation, request_headers
 from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.protocol import INTERNAL_ERROR, LIST_CHANGED, MODERN_VERSION
@@ -68,7 +68,7 @@ class HttpConnection(Connection):
         self.era, self.protocol_version = "modern", MODERN_VERSION
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                result = await self._modern_request("server/discover", {}, GATEWAY)
+                result = await self._discover()
         except (TimeoutError, HttpStatusError):
             return False
         except RpcError as error:
@@ -82,6 +82,17 @@ class HttpConnection(Connection):
         self.capabilities = result.value.get("capabilities") or {}
         self.instructions = result.value.get("instructions") or ""
         return True
+
+    async def _discover(self) -> Result:
+        """A server that refuses the version and names one we speak is asked once more."""
+        try:
+            return await self._modern_request("server/discover", {}, GATEWAY)
+        except RpcError as error:
+            version = offered_version(error)
+            if version is None:
+                raise
+            self.protocol_version = version
+        return await self._modern_request("server/discover", {}, GATEWAY)
 
     async def _why(self, error: HttpStatusError) -> str:
         """What a refused `initialize` means, for a person."""
@@ -195,9 +206,7 @@ class HttpConnection(Connection):
                     if "error" in message:
                         raise jsonrpc.as_error(message["error"])
                     result = Result(message.get("result"), incoming.raw)
-                    if method == "tools/list":
-                        self._learn_annotations(result.value)
-                    return result
+                    return self._with_valid_tools(result) if method == "tools/list" else result
         raise ConnectionEndedError("closed the stream before it answered")
 
     def _modern_notification(self, message: dict[str, Any], caller: Caller) -> None:
@@ -207,12 +216,21 @@ class HttpConnection(Connection):
         if method in LIST_CHANGED or method == "notifications/resources/updated":
             self._listener(method, {key: value for key, value in params.items() if key != "_meta"})
 
-    def _learn_annotations(self, value: Any) -> None:
-        """Tools whose arguments are repeated in headers; the headers are the client's duty, so here the gateway's."""
-        for tool in value.get("tools") or () if isinstance(value, dict) else ():
+    def _with_valid_tools(self, result: Result) -> Result:
+        """Tools whose arguments are repeated in headers: that is the client's duty, so here the gateway's, as it is to
+        drop a tool that does it wrong."""
+        if b'"x-mcp-header"' not in result.raw or not isinstance(result.value, dict):
+            return result
+        valid = []
+        for tool in result.value.get("tools") or ():
             schema = tool.get("inputSchema") if isinstance(tool, dict) else None
-            if schema and b'"x-mcp-header"' in orjson.dumps(schema) and not find_invalid_header_annotation(schema):
+            if problem := find_invalid_header_annotation(schema):
+                logger.warning("a tool of server %s is left out: %s", self._name, problem)
+                continue
+            valid.append(tool)
+            if schema and b'"x-mcp-header"' in orjson.dumps(schema):
                 self._annotated_schemas[str(tool.get("name"))] = schema
+        return Result({**result.value, "tools": valid})
 
     def _restart_listen(self) -> None:
         if self._listen is not None:
