@@ -138,6 +138,23 @@ def test_a_configuration_that_is_no_map_of_servers_is_refused(config: str, token
     assert (result.returncode, "must be a JSON object" in result.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("content", [b"two\nlines", "gr\u00fc\u20ac".encode(), b"\xff\xfe"])
+def test_a_damaged_token_file_is_named_and_not_repeated(gateway: Gateway, token_file: Path, content: bytes) -> None:
+    token_file.write_bytes(content)
+
+    result = mcp_gateway(gateway.port, token_file, "--config", "{}")
+
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith(f"mcp-gateway: the file {token_file} holds no token")
+
+
+def test_a_newline_after_the_token_does_no_harm(gateway: Gateway, token_file: Path) -> None:
+    token_file.write_text("first-token\n")
+
+    assert mcp_gateway(gateway.port, token_file, "pull", "time").returncode == 0
+    assert gateway.requests[0][1] == "Bearer first-token"
+
+
 def test_pull_asks_for_the_servers_by_name(gateway: Gateway, token_file: Path) -> None:
     result = mcp_gateway(gateway.port, token_file, "pull", "exa", "browserbase")
 

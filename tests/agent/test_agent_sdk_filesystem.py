@@ -164,7 +164,7 @@ def test_every_kind_of_change_has_its_event(agent: RunningAgent) -> None:
     sandbox.files.make_dir("changes")
     handle = sandbox.files.watch_dir("changes")
 
-    sandbox.commands.run("cd changes; : > a; echo x > a; chmod 600 a; mv a b; rm b; mkdir d; rmdir d")
+    sandbox.commands.run("cd changes; : > a; echo x >> a; chmod 600 a; mv a b; rm b; mkdir d; rmdir d")
     events = seen(handle.get_new_events())
     handle.stop()
 

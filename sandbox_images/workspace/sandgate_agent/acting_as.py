@@ -9,7 +9,6 @@ raw. With an fsuid other than 0 the kernel also takes away the capabilities that
 import asyncio
 import ctypes
 import os
-import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from sandgate_agent.users import User
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_SETGROUPS_NUMBER = {"x86_64": 116, "aarch64": 159}[platform.machine()]
+_SETGROUPS_NUMBER = {"x86_64": 116, "aarch64": 159}[os.uname().machine]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

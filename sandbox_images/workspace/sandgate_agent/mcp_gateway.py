@@ -64,9 +64,11 @@ def _request(arguments: argparse.Namespace, message: dict[str, Any]) -> None:
     """Have the gateway's owner settle the message; ends the program unless it does so well."""
     try:
         with open(arguments.token_file, encoding="utf-8") as file:
-            token = file.read()
+            token = file.read().strip()
     except FileNotFoundError:
         _fail(_NO_GATEWAY)
+    except UnicodeDecodeError:
+        _fail(f"the file {arguments.token_file} holds no token")
     except OSError as error:
         _fail(f"the gateway's token cannot be read from {arguments.token_file}: {error.strerror}; run this as root")
     connection = http.client.HTTPConnection("127.0.0.1", arguments.port, timeout=_TIMEOUT_S)
@@ -81,6 +83,9 @@ def _request(arguments: argparse.Namespace, message: dict[str, Any]) -> None:
         _fail(f"the MCP gateway did not answer within {_TIMEOUT_S:.0f} seconds")
     except (OSError, http.client.HTTPException) as error:
         _fail(f"the connection to the MCP gateway broke: {error}")
+    except ValueError:
+        # Not its text: it repeats the token.
+        _fail(f"the file {arguments.token_file} holds no token that can be sent")
     finally:
         connection.close()
     if status != 200:

@@ -1,6 +1,6 @@
 """All watchers of the agent: those of a stream live with it, those that are polled until they are removed."""
 
-import uuid
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypedDict, Unpack
@@ -38,7 +38,7 @@ class Watchers:
         """Answers an id. Raises: NotFound, InvalidArgument, PermissionDenied."""
         watcher = Watcher(self._threads, user, **options)
         await watcher.start(self._tasks)
-        identifier = uuid.uuid4().hex
+        identifier = os.urandom(16).hex()
         self._polled[identifier] = watcher
         return identifier
 
