@@ -4,7 +4,6 @@
     ├── Problem                       an answer to a caller: status, message
     │   ├── InvalidRequest       400
     │   ├── Unauthorized         401
-    │   ├── Forbidden            403
     │   ├── NotFound             404
     │   ├── Conflict             409
     │   ├── BodyTooLarge         413
@@ -47,10 +46,6 @@ class InvalidRequest(Problem):
 
 class Unauthorized(Problem):
     status = 401
-
-
-class Forbidden(Problem):
-    status = 403
 
 
 class NotFound(Problem):
