@@ -77,6 +77,7 @@ async def test_a_failed_server_is_tried_again_when_the_configuration_changes(gat
         ({"tokens": "x"}, "tokens must be a list"),
         ({"naming": "never"}, "naming must be"),
         ({"servers": [{"transport": {}}]}, "servers[0].name must be"),
+        ({"servers": [{"name": "../a", "transport": {}}]}, "servers[0].name must be"),
         ({"servers": [{"name": "a", "transport": {"type": "sse"}}]}, "server 'a': transport.type must be"),
         ({"servers": [{"name": "a", "transport": {"type": "stdio", "command": []}}]}, "server 'a': command must not"),
         (

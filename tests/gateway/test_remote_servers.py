@@ -11,7 +11,7 @@ import pytest
 
 from tests.conformance.processes import first_line, free_port, running
 from tests.gateway.misfit_http import MISFITS, misfit_over_http
-from tests.gateway.running_gateway import RunningGateway, echo_over_http
+from tests.gateway.running_gateway import RunningGateway, conformance_over_http, echo_over_http
 from tests.gateway.wire import LegacyWire
 
 
@@ -79,3 +79,22 @@ async def test_a_remote_server_that_cannot_be_used_says_why(gateway: RunningGate
 async def test_a_remote_server_that_is_not_there_has_failed_when_its_time_is_over(gateway: RunningGateway) -> None:
     status = gateway.configure({"remote": remote(f"http://127.0.0.1:{free_port()}/mcp")}, start_timeout_s=1)
     assert status["remote"]["message"] == "could not be reached: Connection refused"
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_a_changed_list_of_a_remote_server_is_seen_at_once(
+    gateway: RunningGateway, folder: Path, era: str
+) -> None:
+    """The fixture has a tool that adds another tool, or takes it away."""
+    with conformance_over_http(folder, era) as server:
+        gateway.configure({"remote": server})
+        async with httpx.AsyncClient(timeout=20) as http:
+            session = await LegacyWire(http, gateway.url).open()
+            async with http.stream("GET", gateway.url, headers=session.headers) as stream:
+                before = (await session.post("tools/list")).json()["result"]["tools"]
+                assert "result" in await session.call("test_trigger_tool_change")
+                async for line in stream.aiter_lines():
+                    if "notifications/tools/list_changed" in line:
+                        break
+                after = (await session.post("tools/list")).json()["result"]["tools"]
+    assert len(after) == len(before) + 1

@@ -1,10 +1,13 @@
 """What `PUT /config` says, checked and frozen. Lives in memory only: it holds credentials."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sandgate_gateway.naming import Naming
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
 class ConfigurationError(Exception):
@@ -109,6 +112,8 @@ def parse_configuration(body: Any) -> Configuration:
 def _server(entry: Any, where: str) -> ServerDefinition:
     server = _mapping(entry, where)
     name = _string(server.get("name"), f"{where}.name")
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise ConfigurationError(f"{where}.name must be 1 to 128 letters, digits, '.', '_', '-' or '/'")
     where = f"server {name!r}"
     timeout = server.get("startTimeoutS", 30)
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= 3600:

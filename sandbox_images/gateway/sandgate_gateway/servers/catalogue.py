@@ -28,7 +28,7 @@ CAPABILITY: dict[Kind, str] = {
 KINDS: tuple[Kind, ...] = tuple(METHODS)
 
 UNANNOUNCED_TTL_S = 30.0
-"""How long a list is good for if the server does not say when it changes."""
+"""How long a list is good for if the server does not say when it changes, or has no way to."""
 
 MAX_PAGES = 100
 MAX_ITEMS = 10_000
@@ -117,7 +117,7 @@ async def _fetch(kind: Kind, connection: Connection) -> Listing:
 
 
 def _good_until(listing: Listing, declared: dict[str, Any], connection: Connection) -> float:
-    if declared.get("listChanged"):
+    if declared.get("listChanged") and connection.hears_changes:
         return float("inf")
     if connection.era == "modern":
         return time.monotonic() + listing.ttl_ms / 1000

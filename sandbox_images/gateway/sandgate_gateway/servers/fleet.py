@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sandgate_gateway.configuration import (
     Configuration,
@@ -103,8 +104,9 @@ class Fleet:
 
     def _make(self, definition: ServerDefinition) -> Server:
         number = self._numbers.setdefault(definition.name, len(self._numbers))
-        home = self._data_dir / definition.name.replace("/", "-")
-        stderr = StderrLog(home.with_name(f"{home.name}.log"))
+        folder = quote(definition.name, safe="")  # "a/b" and "a-b" must not meet
+        home = self._data_dir / folder
+        stderr = StderrLog(self._data_dir / ".logs" / f"{folder}.log")
 
         def connect(definition: ServerDefinition, listener: Listener) -> Connection:
             match definition.transport:

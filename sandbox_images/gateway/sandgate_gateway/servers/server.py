@@ -27,6 +27,9 @@ STABLE_AFTER_S = 60.0
 LISTING_TIMEOUT_S = 5.0
 """Bound of reading one list; clients wait for the slowest server, but no longer than this."""
 
+RELIST_AFTER_S = 0.02
+"""Changes that are told several times are read once."""
+
 LISTING_PAUSE_S = 10.0
 """Before a server that failed to list is asked again."""
 
@@ -70,6 +73,8 @@ class Server:
         self._on_notification = on_notification
         self._settled = asyncio.Event()
         self._skip_probe = False
+        self._relisting: set[str] = set()
+        """Capabilities whose lists are about to be read again."""
         self._refreshing: set[asyncio.Task[None]] = set()
 
     # Life
@@ -235,6 +240,9 @@ class Server:
     def _heard(self, method: str, params: dict[str, Any]) -> None:
         if capability := LIST_CHANGED.get(method):
             self.catalogue.invalidate(capability)
+            if capability in self._relisting:
+                return  # every session to a remote server may hear of the same change
+            self._relisting.add(capability)
             task = asyncio.create_task(self._relist(capability, method, params), name=f"relist {self.name}")
             self._refreshing.add(task)
             task.add_done_callback(self._refreshing.discard)
@@ -243,6 +251,8 @@ class Server:
 
     async def _relist(self, capability: str, method: str, params: dict[str, Any]) -> None:
         """Learn the new names before the clients are told, so that whatever they call next is known."""
+        await asyncio.sleep(RELIST_AFTER_S)
+        self._relisting.discard(capability)
         for kind in KINDS:
             if CAPABILITY[kind] == capability:
                 await self.refresh(kind)

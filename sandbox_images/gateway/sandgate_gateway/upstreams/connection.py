@@ -32,6 +32,11 @@ class Connection(ABC):
     capabilities: dict[str, Any]
     instructions: str = ""
 
+    @property
+    def hears_changes(self) -> bool:
+        """Whether a list_changed of the server would reach the gateway now."""
+        return True
+
     @abstractmethod
     async def open(self, *, skip_probe: bool = False) -> None:
         """Find out the era and shake hands. `skip_probe` goes straight to `initialize`, for servers that can't bear

@@ -46,6 +46,7 @@ class HttpConnection(Connection):
         self._sessions: dict[object, HttpSession] = {}
         self._opening = asyncio.Lock()
         self._listen: asyncio.Task[None] | None = None
+        self._is_listening = False
         self._subscriptions: frozenset[str] = frozenset()
         self._annotated_schemas: dict[str, Any] = {}
 
@@ -155,6 +156,11 @@ class HttpConnection(Connection):
         if not self._ended.done():
             self._ended.set_result(how)
 
+    @property
+    def hears_changes(self) -> bool:
+        session = self._sessions.get(GATEWAY.key)
+        return self._is_listening if self.era == "modern" else session is not None and session.is_listening
+
     # Legacy servers
 
     async def _legacy_request(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
@@ -213,6 +219,8 @@ class HttpConnection(Connection):
         method, params = message["method"], message.get("params")
         params = params if isinstance(params, dict) else {}
         pass_on(method, params, caller)
+        if method == "notifications/subscriptions/acknowledged":
+            self._is_listening = True
         if method in LIST_CHANGED or method == "notifications/resources/updated":
             self._listener(method, {key: value for key, value in params.items() if key != "_meta"})
 
@@ -243,14 +251,19 @@ class HttpConnection(Connection):
         if uris:
             wanted["resourceSubscriptions"] = sorted(uris)
         failures = 0
+        loop = asyncio.get_running_loop()
         while failures < MAX_RECONNECTS:
-            started = asyncio.get_running_loop().time()
+            started = loop.time()
             try:
                 await self._modern_request("subscriptions/listen", {"notifications": wanted}, GATEWAY)
+                if loop.time() - started < RECONNECT_PAUSE_S:
+                    return  # it ends what it has just begun: there is nothing to hear
             except (RpcError, HttpStatusError):
                 return  # this server does not offer it: its lists are good for as long as it says
             except ConnectionEndedError:
-                failures = failures + 1 if asyncio.get_running_loop().time() - started < RECONNECT_PAUSE_S else 0
+                failures = failures + 1 if loop.time() - started < RECONNECT_PAUSE_S else 0
+            finally:
+                self._is_listening = False
             await asyncio.sleep(RECONNECT_PAUSE_S * (failures + 1))
             for method in LIST_CHANGED:
                 self._listener(method, {})

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+import aiohttp
+
 from sandgate_gateway import jsonrpc
 from sandgate_gateway.callers import GATEWAY, Caller
 from sandgate_gateway.eras.outgoing import initialize_params, outgoing_params
 from sandgate_gateway.eras.probe import accepted_legacy_version
 from sandgate_gateway.jsonrpc import Result, RpcError
-from sandgate_gateway.protocol import CLIENT_REQUESTS, LATEST_LEGACY_VERSION, METHOD_NOT_FOUND
+from sandgate_gateway.protocol import CLIENT_REQUESTS, LATEST_LEGACY_VERSION, LIST_CHANGED, METHOD_NOT_FOUND
 from sandgate_gateway.upstreams.connection import ConnectionEndedError, Listener
 from sandgate_gateway.upstreams.correlation import Correlation, InFlight, more_talkative, wants_log, with_client_token
 from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError, Incoming, StreamPosition, messages
@@ -54,6 +56,9 @@ class HttpSession:
         self._relays: dict[int | str, asyncio.Task[None]] = {}
         self._log_level: str | None = None
         self._listening = asyncio.Event()
+        self._was_interrupted = False
+        self.is_listening = False
+        """Whether the session's own stream is open."""
 
     async def open(self) -> None:
         """Raises: RpcError, ConnectionEndedError, HttpStatusError."""
@@ -180,8 +185,8 @@ class HttpSession:
                     relay.cancel()
             case "notifications/elicitation/complete":
                 self._background(method, params)
-            case _ if self._owner_is_gateway or caller is not None:
-                self._listener(method, params)  # the gateway's own session hears of every change already
+            case _:
+                self._listener(method, params)  # some servers tell a change only to the session that caused it
 
     def _background(self, method: str, params: dict[str, Any]) -> None:
         if self._owner_is_gateway:
@@ -214,12 +219,7 @@ class HttpSession:
             try:
                 async with self._exchanges.get({**self._headers(), **resume}) as response:
                     failures = 0
-                    self._listening.set()
-                    async for each in messages(response, position):
-                        if "method" in each.message:
-                            self._from_server(each.message, None)
-                        else:
-                            self._late_answer(each)
+                    await self._listen(response, position)
             except HttpStatusError as error:
                 if error.status == 404 and self._owner_is_gateway:
                     self._end("has forgotten the gateway's session")
@@ -231,6 +231,23 @@ class HttpSession:
             await asyncio.sleep(_pause(position, failures))
         if self._owner_is_gateway:
             self._end("is not reachable any more")
+
+    async def _listen(self, response: aiohttp.ClientResponse, position: StreamPosition) -> None:
+        """Read the session's own stream to its end."""
+        self._listening.set()
+        self.is_listening = True
+        if self._was_interrupted and self._owner_is_gateway:
+            for method in LIST_CHANGED:  # what changed in between was said to nobody
+                self._listener(method, {})
+        try:
+            async for each in messages(response, position):
+                if "method" in each.message:
+                    self._from_server(each.message, None)
+                else:
+                    self._late_answer(each)
+        finally:
+            self.is_listening = False
+            self._was_interrupted = position.last_event_id is None
 
     def _late_answer(self, incoming: Incoming) -> None:
         """A response on the session's own stream: the stream of its request was closed before."""

@@ -67,6 +67,7 @@ class StderrLog:
         self.close()
         if self._path is not None:
             with suppress(OSError):  # a full disk must not take the server down
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self._path, mode, buffering=0, opener=_private_opener)  # noqa: SIM115 (kept open)
 
 
