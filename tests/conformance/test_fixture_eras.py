@@ -31,18 +31,27 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("client", ["legacy", "modern"])
-@pytest.mark.parametrize("server", ["both", "legacy", "modern"])
-def test_over_http_only_the_other_era_is_refused(server: str, client: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("server", "statuses"),
+    [
+        ("both", {"legacy": 200, "modern": 200}),
+        ("legacy", {"legacy": 200, "modern": 400}),
+        ("modern", {"legacy": 400, "modern": 200}),
+    ],
+)
+def test_over_http_only_the_other_era_is_refused(server: str, statuses: dict[str, int], tmp_path: Path) -> None:
     with fixture_over_http(tmp_path / "fixture.log", server) as url:
-        answer = httpx.post(
-            url,
-            json={"jsonrpc": "2.0", "id": 1} | OPENING[client],
-            headers={"Accept": "application/json, text/event-stream"} | HEADERS[client],
-            timeout=10,
-            trust_env=False,
-        )
-    assert answer.status_code == (200 if server in ("both", client) else 400)
+        answers = {
+            client: httpx.post(
+                url,
+                json={"jsonrpc": "2.0", "id": 1} | OPENING[client],
+                headers={"Accept": "application/json, text/event-stream"} | HEADERS[client],
+                timeout=10,
+                trust_env=False,
+            )
+            for client in OPENING
+        }
+    assert {client: answer.status_code for client, answer in answers.items()} == statuses
 
 
 @pytest.mark.parametrize("client", ["legacy", "modern"])
