@@ -1,0 +1,62 @@
+"""What the engine itself takes for the same containers, with nothing of the product in between."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import docker
+
+from app.engines.image_sources import ImageTags
+
+_LABEL = "sandgate.bench"
+_TIME_SERVER = "/opt/mcp/time/bin/mcp-server-time --local-timezone=UTC"
+
+
+class EngineFloor:
+    def __init__(self, client: docker.APIClient, images: ImageTags) -> None:
+        self._client = client
+        self._images = images
+
+    def one_container_ms(self) -> float:
+        """Create and start one container of the workspace image."""
+        return self._timed([self._images.workspace])
+
+    def two_containers_ms(self) -> float:
+        """The same of the gateway image, and one of the workspace image in its network namespace."""
+        return self._timed([self._images.gateway, self._images.workspace])
+
+    def server_in_container_ms(self) -> float:
+        """Create and start a container that runs the server `time`, up to the server's answer to `initialize`."""
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "bench", "version": "1"}}
+        request = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params})
+        script = f"(echo '{request}'; exec sleep 60) | {_TIME_SERVER} | head -n 1"
+        began = time.perf_counter()
+        with self._started([self._images.gateway], command=["/bin/sh", "-c", script]) as (container,):
+            for _ in self._client.logs(container, stream=True, stderr=False):
+                return (time.perf_counter() - began) * 1000
+            raise AssertionError(self._client.logs(container).decode())
+
+    def _timed(self, images: list[str]) -> float:
+        began = time.perf_counter()
+        with self._started(images):
+            return (time.perf_counter() - began) * 1000
+
+    @contextmanager
+    def _started(self, images: list[str], command: Sequence[str] = ("sleep", "600")) -> Iterator[list[str]]:
+        made: list[str] = []
+        try:
+            for image in images:
+                network = f"container:{made[0]}" if made else "bridge"
+                host = self._client.create_host_config(network_mode=network, init=True)
+                container = self._client.create_container(
+                    image, entrypoint=list(command), command=[], host_config=host, labels={_LABEL: "floor"}
+                )["Id"]
+                made.append(container)
+                self._client.start(container)
+            yield made
+        finally:
+            for container in reversed(made):
+                self._client.remove_container(container, force=True, v=True)

@@ -1,0 +1,82 @@
+"""What was measured: rows for people as a table, the same rows for programs as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    what: str
+    value: float
+    unit: str
+    best: float | None = None
+    """Same unit: of the single values, or of the rounds' medians. Least disturbed by what else runs on the machine."""
+    p99: float | None = None
+    """Same unit; the largest value where there are fewer than a hundred."""
+    n: int = 1
+    """How many values stand behind `value`, which is their median, or that of the rounds' medians."""
+    ratio: float | None = None
+    """To the first row of the section that has the ratio 1."""
+    target: str = ""
+    """The design target, as docs/ARCHITECTURE.md has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(slots=True)
+class Report:
+    machine: dict[str, Any]
+    sections: list[Section] = field(default_factory=list)
+
+    def add(self, section: Section) -> None:
+        self.sections.append(section)
+        print_section(section)
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def distribution(what: str, values: Sequence[float], unit: str, *, base: float | None = None, target: str = "") -> Row:
+    """The median with the 99th percentile, and the ratio to `base` if there is one."""
+    median = statistics.median(values)
+    ratio = None if base is None else median / base
+    return Row(
+        what, median, unit, best=min(values), p99=percentile(values, 99), n=len(values), ratio=ratio, target=target
+    )
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that is not below `percent` of all (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+def print_section(section: Section) -> None:
+    table = Table(title=section.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("what")
+    for name in ("p50", "best", "p99", "unit", "ratio", "n"):
+        table.add_column(name, justify="left" if name == "unit" else "right")
+    table.add_column("target")
+    for row in section.rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        best, p99 = ("" if value is None else _number(value) for value in (row.best, row.p99))
+        table.add_row(row.what, _number(row.value), best, p99, row.unit, ratio, str(row.n), row.target)
+    Console(width=150, highlight=False, markup=False).print(table, "")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
