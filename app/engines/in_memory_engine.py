@@ -97,6 +97,10 @@ class InMemoryEngine:
         lines = pod.output.get(role, []) if pod else []
         return "".join(f"{line}\n" for line in lines[-tail:])
 
+    async def remove_installation(self) -> None:
+        await self._answer("remove the installation")
+        self._pods.clear()
+
     async def aclose(self) -> None:
         return
 
