@@ -90,7 +90,7 @@ TOOL = {
 
 async def test_unknown_fields_and_contents_reach_a_legacy_client_unchanged(gateway: RunningGateway) -> None:
     gateway.configure({"scripted": scripted(tools=[TOOL], results={"strange": STRANGE})})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url).open()
         assert (await session.post("tools/list")).json()["result"] == {"tools": [TOOL]}
         assert (await session.call("strange"))["result"] == STRANGE
@@ -98,7 +98,7 @@ async def test_unknown_fields_and_contents_reach_a_legacy_client_unchanged(gatew
 
 async def test_unknown_fields_and_contents_reach_a_modern_client_unchanged(gateway: RunningGateway) -> None:
     gateway.configure({"scripted": scripted(tools=[TOOL], results={"strange": STRANGE})})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         listed = (await modern(http, gateway.url, "tools/list")).json()["result"]
         assert listed["tools"] == [TOOL]
         assert listed["resultType"] == "complete"
@@ -111,7 +111,7 @@ async def test_unknown_fields_and_contents_reach_a_modern_client_unchanged(gatew
 
 async def test_the_id_of_a_request_keeps_its_type(gateway: RunningGateway) -> None:
     gateway.configure({"scripted": scripted(tools=[TOOL])})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         for identifier in (0, 7, "7", "a-b"):
             answer = await modern(http, gateway.url, "tools/call", {"name": "strange"}, identifier=identifier)
             assert answer.json()["id"] == identifier
@@ -123,7 +123,7 @@ async def test_a_tool_with_an_invalid_header_annotation_is_kept_from_modern_clie
 ) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "number", "x-mcp-header": "A"}}}
     gateway.configure({"scripted": scripted(tools=[{"name": "bad", "inputSchema": schema}, TOOL])})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url).open()
         legacy = (await session.post("tools/list")).json()["result"]["tools"]
         assert [tool["name"] for tool in legacy] == ["bad", "strange"]
@@ -135,7 +135,7 @@ async def test_instructions_are_told_under_the_name_of_their_server(gateway: Run
     gateway.configure(
         {"a": scripted(instructions="Use me."), "b": scripted(), "c": scripted(instructions="x" * 20_000)}
     )
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url).open()
         instructions = session.opened["instructions"]
         assert instructions.startswith("## a\nUse me.\n\n## c\nxxx")
@@ -146,7 +146,7 @@ async def test_instructions_are_told_under_the_name_of_their_server(gateway: Run
 
 async def test_only_what_the_servers_can_do_is_declared(gateway: RunningGateway) -> None:
     gateway.configure({"a": scripted(capabilities={"tools": {}, "prompts": {}, "experimental": {"x": {}}})})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url).open()
         assert session.opened["capabilities"] == {"tools": {"listChanged": True}, "prompts": {"listChanged": True}}
 
@@ -154,7 +154,7 @@ async def test_only_what_the_servers_can_do_is_declared(gateway: RunningGateway)
 @pytest.mark.parametrize("version", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
 async def test_every_legacy_version_is_spoken(gateway: RunningGateway, version: str) -> None:
     gateway.configure({"scripted": scripted(tools=[TOOL])})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url, version=version).open()
         assert session.opened["protocolVersion"] == version
         assert "result" in await session.call("strange")
@@ -162,13 +162,13 @@ async def test_every_legacy_version_is_spoken(gateway: RunningGateway, version: 
 
 @pytest.mark.parametrize("version", ["2026-07-28", "1999-01-01", "2024-10-07"])
 async def test_an_unknown_version_is_answered_with_the_newest_legacy_one(gateway: RunningGateway, version: str) -> None:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url, version=version).open()
         assert session.opened["protocolVersion"] == "2025-11-25"
 
 
 async def test_ping_is_answered_by_the_gateway_in_the_legacy_era_only(gateway: RunningGateway) -> None:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url).open()
         assert messages(await session.post("ping"))[-1]["result"] == {}
         answer = await modern(http, gateway.url, "ping")

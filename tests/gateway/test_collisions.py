@@ -30,7 +30,7 @@ def twin(label: str, **more: Any) -> dict[str, Any]:
 
 async def test_colliding_tools_and_prompts_are_prefixed_and_unique_ones_stay(gateway: RunningGateway) -> None:
     gateway.configure({"a": twin("A"), "github/o/r": twin("B"), "echo": echo()})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url).open()
         tools = [tool["name"] for tool in (await session.post("tools/list")).json()["result"]["tools"]]
         assert tools[:4] == ["a_run", "github_o_r_run", "echo", "add"]
@@ -42,7 +42,7 @@ async def test_colliding_tools_and_prompts_are_prefixed_and_unique_ones_stay(gat
 
 async def test_naming_always_prefixes_everything(gateway: RunningGateway) -> None:
     gateway.configure({"a": scripted(tools=TOOLS), "b": scripted()}, naming="always")
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         answer = await modern(http, gateway.url, "tools/list")
         assert [tool["name"] for tool in answer.json()["result"]["tools"]] == ["a_run"]
         assert (await modern(http, gateway.url, "tools/call", {"name": "a_run"})).json()["result"]["content"]
@@ -52,7 +52,7 @@ async def test_colliding_resources_of_both_servers_can_be_read_and_say_where_the
     gateway: RunningGateway,
 ) -> None:
     gateway.configure({"a": twin("A"), "b": twin("B")})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url).open()
         uris = [entry["uri"] for entry in (await session.post("resources/list")).json()["result"]["resources"]]
         assert uris == ["memo:a/one", "ui://a/panel", "memo:b/one", "ui://b/panel"]
@@ -62,7 +62,7 @@ async def test_colliding_resources_of_both_servers_can_be_read_and_say_where_the
 
 async def test_links_in_results_lead_to_the_server_that_gave_them(gateway: RunningGateway) -> None:
     gateway.configure({"a": twin("A"), "b": twin("B")})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url).open()
         assert (await session.call("b_run"))["result"]["content"][0]["uri"] == "memo:b/one"
         prompt = (await session.post("prompts/get", {"name": "a_ask"})).json()["result"]["messages"][0]

@@ -52,7 +52,7 @@ async def test_a_session_lives_through_a_new_configuration(gateway: RunningGatew
 async def test_a_token_that_is_taken_away_ends_its_sessions(gateway: RunningGateway) -> None:
     gateway.tokens = ["old", "new"]
     gateway.configure({})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url, token="old").open()
         assert (await session.post("ping")).status_code == 200
         gateway.tokens = ["new"]

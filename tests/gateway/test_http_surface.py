@@ -17,7 +17,7 @@ TOOLS = [{"name": "t", "inputSchema": {"type": "object"}}, {"name": "h", "inputS
 async def test_health_is_open_and_everything_else_wants_a_token(gateway: RunningGateway) -> None:
     base = gateway.url.removesuffix("/mcp")
     gateway.configure({})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         assert (await http.get(f"{base}/health")).json() == {"status": "ok"}
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"}):
             answer = await http.post(gateway.url, headers=headers, json={})
@@ -61,7 +61,7 @@ def test_browsers_come_in_from_local_and_public_hosts_only(
 async def test_a_foreign_origin_is_refused_on_the_wire(gateway: RunningGateway) -> None:
     gateway.configure({}, publicHosts=["app.example.com"])
     headers, body = modern_request("server/discover")
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         for origin, status in (("http://evil.example", 403), ("https://app.example.com", 200)):
             answer = await http.post(gateway.url, headers={**headers, "Origin": origin}, json=body)
             assert answer.status_code == status
@@ -71,7 +71,7 @@ async def test_a_foreign_origin_is_refused_on_the_wire(gateway: RunningGateway) 
 
 async def test_requests_that_are_wrong_as_http_are_told_so(gateway: RunningGateway) -> None:
     gateway.configure({})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         put = await http.put(gateway.url, headers=base_headers(), json={})
         assert (put.status_code, put.headers["allow"]) == (405, "GET, POST, DELETE")
         modern_get = await http.get(gateway.url, headers={**base_headers(), "MCP-Protocol-Version": "2026-07-28"})
@@ -100,14 +100,14 @@ async def test_requests_that_are_wrong_as_http_are_told_so(gateway: RunningGatew
 )
 async def test_bodies_that_are_not_one_message_are_refused(gateway: RunningGateway, body: bytes, code: int) -> None:
     gateway.configure({})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         answer = await http.post(gateway.url, headers=base_headers(), content=body)
         assert (answer.status_code, answer.json()["error"]["code"], answer.json()["id"]) == (400, code, None)
 
 
 async def test_a_session_needs_its_id_and_ends_with_delete(gateway: RunningGateway) -> None:
     gateway.configure({})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url).open()
         without = {key: value for key, value in session.headers.items() if key != "Mcp-Session-Id"}
         ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
@@ -156,7 +156,7 @@ async def test_headers_that_say_something_else_than_the_body_are_refused(
 ) -> None:
     gateway.configure({"scripted": scripted(tools=TOOLS)})
     headers, body = modern_request("tools/call", {"name": "t"})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         answer = await http.post(gateway.url, headers={**headers, **change}, json=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
 
@@ -164,7 +164,7 @@ async def test_headers_that_say_something_else_than_the_body_are_refused(
 async def test_a_duplicated_routing_header_is_refused(gateway: RunningGateway) -> None:
     gateway.configure({"scripted": scripted(tools=TOOLS)})
     headers, body = modern_request("tools/call", {"name": "t"})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         twice = await http.post(gateway.url, headers=[*headers.items(), ("Mcp-Name", "t")], json=body)
         assert (twice.status_code, twice.json()["error"]["code"]) == (400, -32020)
 
@@ -179,7 +179,7 @@ async def test_an_annotated_argument_must_be_repeated_in_its_header(gateway: Run
     gateway.configure({"scripted": scripted(tools=TOOLS)})
     headers, body = modern_request("tools/call", {"name": "h", "arguments": {"region": "Österreich"}})
     encoded = "=?base64?w5ZzdGVycmVpY2g=?="
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         for extra, status in (({"Mcp-Param-Region": encoded}, 200), ({"Mcp-Param-Region": "x"}, 400), ({}, 400)):
             answer = await http.post(gateway.url, headers={**headers, **extra}, json=body)
             assert answer.status_code == status, extra
@@ -187,7 +187,7 @@ async def test_an_annotated_argument_must_be_repeated_in_its_header(gateway: Run
 
 async def test_the_envelope_of_a_modern_request_is_checked(gateway: RunningGateway) -> None:
     gateway.configure({})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         headers, body = modern_request("tools/list")
         for key in ("protocolVersion", "clientCapabilities"):
             meta = {name: v for name, v in body["params"]["_meta"].items() if not name.endswith(key)}
@@ -204,7 +204,7 @@ async def test_the_envelope_of_a_modern_request_is_checked(gateway: RunningGatew
 
 async def test_a_made_up_cursor_is_refused(gateway: RunningGateway) -> None:
     gateway.configure({"scripted": scripted(tools=TOOLS)})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         answer = await modern(http, gateway.url, "tools/list", {"cursor": "made up"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32602)
 
@@ -212,7 +212,7 @@ async def test_a_made_up_cursor_is_refused(gateway: RunningGateway) -> None:
 async def test_long_lists_come_in_pages(gateway: RunningGateway) -> None:
     tools = [{"name": f"t{number}", "inputSchema": {"type": "object"}} for number in range(1500)]
     gateway.configure({"scripted": scripted(tools=tools)})
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         first = (await modern(http, gateway.url, "tools/list")).json()["result"]
         second = (await modern(http, gateway.url, "tools/list", {"cursor": first["nextCursor"]})).json()["result"]
         assert [tool["name"] for tool in first["tools"] + second["tools"]] == [tool["name"] for tool in tools]

@@ -71,7 +71,7 @@ async def test_a_server_that_dies_in_mid_call_fails_the_call_and_comes_back(gate
 async def test_the_tools_of_a_server_stay_listed_while_it_is_restarted(gateway: RunningGateway) -> None:
     gateway.configure({"echo": echo(), "scripted": scripted(tools=[{"name": "t", "inputSchema": {"type": "object"}}])})
     before = await tool_names(gateway)
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=20) as http:
         session = await LegacyWire(http, gateway.url).open()
         assert (await session.call("t", {"do": "exit"}))["error"]["data"] == {"server": "scripted"}
         assert await tool_names(gateway) == before
