@@ -106,7 +106,7 @@ def home_of(definition: ServerDefinition, placement: Placement, key: str) -> str
         return "/home/user"
     if definition.package is not None:
         # The gateway gives each of its servers a directory of its own; docs/ARCHITECTURE.md, section 6.4.
-        return f"/var/lib/mcp/{key.replace('/', '-')}"
+        return f"/var/lib/mcp/{key}"
     return "/tmp"  # in an image of unknown make, the one directory that any user may write to
 
 
