@@ -26,8 +26,10 @@ from app.edge.edge import Edge
 from app.engines.images import ImageBuilder, ImageTags
 from app.engines.installation import install_engine
 from app.errors import SandgateError
+from app.home import home_locked, make_home
 from app.logs import configure_logging
 from app.main import (
+    check_start,
     database_url,
     ensure_first_key,
     make_app,
@@ -37,7 +39,7 @@ from app.main import (
     sandbox_images,
 )
 from app.sandboxes.store import Store
-from app.settings import ROOT, Settings
+from app.settings import ROOT, Settings, read_settings
 
 T = TypeVar("T")
 
@@ -45,6 +47,8 @@ T = TypeVar("T")
 _KEEP_ALIVE_S = 310
 _SHUTDOWN_S = 5
 _STREAMS_END_S = 1.0
+_BACKLOG = 2048
+"""Connections that may wait to be accepted; uvicorn's own."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A sandbox and every MCP server behind one URL.")
 keys = typer.Typer(no_args_is_help=True, help="API keys, and the key that encrypts what is stored.")
@@ -70,37 +74,38 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the API and sandbox traffic."""
-    settings = Settings()
-    if setup:
-        _ensure_engine(settings)
-        _ensure_images(settings)
-    configure_logging()
-    edge = make_app(settings)
-    config = uvicorn.Config(
-        edge,
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        ws="websockets-sansio",
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_SHUTDOWN_S,
-    )
-    server = _Server(config, settings, edge)
-    server.run()
-    if not server.started:
-        raise SandgateError(f"Could not serve on {settings.host}:{settings.port}; the reason is above.")
+    settings = read_settings()
+    with home_locked(settings.home):
+        if setup:
+            _ensure_engine(settings)
+            _ensure_images(settings)
+        configure_logging()
+        # Before anything of a running one is touched, and before the start, whose failures uvicorn tells as tracebacks.
+        listener = _listen(settings.host, settings.port, "SANDGATE_PORT")
+        if settings.tls_port is not None:
+            _listen(settings.host, settings.tls_port, "SANDGATE_TLS_PORT").close()
+        asyncio.run(check_start(settings))
+        edge = make_app(settings)
+        config = uvicorn.Config(
+            edge,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            ws="websockets-sansio",
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+        )
+        _Server(config, settings, edge).run(sockets=[listener])
 
 
 @app.command()
 def doctor() -> None:
     """Check what Sandgate needs, and say what to do about what is missing."""
-    findings = asyncio.run(diagnose(Settings()))
+    findings = asyncio.run(diagnose(read_settings()))
     table = Table(show_header=False, box=None, pad_edge=False)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]failed[/]"
@@ -143,10 +148,12 @@ def delete_key(key_id: Annotated[str, typer.Argument(help="From `sandgate keys l
 @keys.command("rotate-encryption")
 def rotate_encryption() -> None:
     """Encrypt everything stored with a fresh key and forget the old one. Stop the server first."""
-    vault = make_vault(Settings())
-    vault.add_key()
-    renewed = _with_database(lambda database: Store(database, vault).renew_secrets())
-    vault.forget_old_keys()
+    settings = read_settings()
+    with home_locked(settings.home):
+        vault = make_vault(settings)
+        vault.add_key()
+        renewed = _with_database(lambda database: Store(database, vault).renew_secrets())
+        vault.forget_old_keys()
     _out.print(f"{renewed} stored secrets encrypted anew.")
 
 
@@ -154,7 +161,7 @@ def rotate_encryption() -> None:
 def list_catalog() -> None:
     """Show the MCP servers that can be named in `mcp`."""
     table = Table("key", "runs in", "required", "what it is", box=None)
-    for item in map(describe, make_catalog(Settings())):
+    for item in map(describe, make_catalog(read_settings())):
         required = item["required"]
         needed = ", ".join(map(str, required)) if isinstance(required, list) else ""
         table.add_row(str(item["key"]), str(item["placement"]), needed, str(item["title"]))
@@ -164,7 +171,7 @@ def list_catalog() -> None:
 @images.command("build")
 def build_images() -> None:
     """Build the sandbox images that are missing."""
-    settings = Settings()
+    settings = read_settings()
     _ensure_engine(settings)
     tags = _ensure_images(settings)
     for tag in (tags.base, tags.workspace, tags.gateway):
@@ -210,6 +217,17 @@ export E2B_API_KEY=$(cat {key_file}) E2B_API_URL={url} E2B_SANDBOX_URL={url}
 """
 
 
+def _listen(host: str, port: int, setting: str) -> socket.socket:
+    """Raises: SandgateError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise SandgateError(
+            f"Cannot serve on {host}, port {port}: {error.strerror}. Set SANDGATE_HOST or {setting}."
+        ) from error
+
+
 def _ensure_engine(settings: Settings) -> None:
     if not _engine_answers():
         install_engine(_console.print, answers=_engine_answers, log_file=settings.home / "dockerd.log")
@@ -242,8 +260,8 @@ def _ensure_images(settings: Settings) -> ImageTags:
 
 def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
     async def run() -> T:
-        settings = Settings()
-        settings.home.mkdir(parents=True, exist_ok=True)
+        settings = read_settings()
+        make_home(settings.home)
         database = Database(database_url(settings))
         try:
             await database.migrate()

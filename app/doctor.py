@@ -6,12 +6,15 @@ import asyncio
 import shutil
 
 from app.catalog import CatalogError
-from app.database import Database
+from app.database import Database, DatabaseUnusableError
 from app.edge.tls import Finding, check_domain
 from app.engines.interface import Engine
-from app.errors import EngineError, SandgateError
+from app.errors import EngineError
+from app.home import HomeError, make_home
 from app.main import database_url, local_ca_file, make_catalog, make_engine, make_vault, sandbox_images
-from app.settings import Settings
+from app.sandboxes.store import Store
+from app.settings import Settings, SettingsError
+from app.vault import VaultError
 
 _LEAST_FREE_GIB = 5
 _GIB = 1024**3
@@ -19,9 +22,15 @@ _GIB = 1024**3
 
 async def diagnose(settings: Settings) -> list[Finding]:
     """All checks, in the order in which a failure explains later ones."""
-    findings = [_state(settings), _disk(settings), await _database(settings), _catalog(settings)]
-    tags = sandbox_images(settings)
-    engine = make_engine(settings, tags)
+    state = _state(settings)
+    if not state.ok:
+        return [state]  # without a home there is nothing to look at
+    findings = [state, _disk(settings), await _database(settings), _catalog(settings)]
+    try:
+        tags = sandbox_images(settings)
+        engine = make_engine(settings, tags)
+    except (SettingsError, EngineError) as error:
+        return [*findings, Finding(False, "settings", str(error), "Mend it; docs/operations.md tells what it may be.")]
     try:
         findings.append(await _engine(engine))
         if findings[-1].ok:
@@ -37,10 +46,12 @@ async def diagnose(settings: Settings) -> list[Finding]:
 
 def _state(settings: Settings) -> Finding:
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_home(settings.home)
         make_vault(settings)
-    except (OSError, SandgateError) as error:
+    except HomeError as error:
         return Finding(False, "state", str(error), f"Make {settings.home} writable, or set SANDGATE_HOME.")
+    except VaultError as error:
+        return Finding(False, "state", str(error), "Restore it from a backup; what is stored cannot be read without.")
     return Finding(True, "state", f"{settings.home}")
 
 
@@ -55,14 +66,20 @@ def _disk(settings: Settings) -> Finding:
 
 
 async def _database(settings: Settings) -> Finding:
-    database = Database(database_url(settings))
     try:
-        async with asyncio.timeout(10):
-            await database.migrate()
-    except (OSError, TimeoutError, SandgateError) as error:
+        database = Database(database_url(settings))
+        try:
+            async with asyncio.timeout(10):
+                await database.migrate()
+                await Store(database, make_vault(settings)).check_secrets()
+        finally:
+            await database.aclose()
+    except VaultError as error:
+        return Finding(
+            False, "database", str(error), "Restore it from a backup; what is stored cannot be read without."
+        )
+    except (TimeoutError, DatabaseUnusableError) as error:
         return Finding(False, "database", str(error) or "no answer in 10 s", "Check SANDGATE_DATABASE_URL.")
-    finally:
-        await database.aclose()
     return Finding(True, "database", "answers, schema is current")
 
 

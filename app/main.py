@@ -17,10 +17,11 @@ from app.catalog import Catalog
 from app.database import Database
 from app.edge.certificates import KeyPair, LocalCa
 from app.edge.edge import Edge
-from app.edge.tls import TlsListener
+from app.edge.tls import TlsListener, make_server_context
 from app.engines.docker_engine import DockerEngine
 from app.engines.images import ImageTags, image_tags
 from app.engines.interface import Engine, Limits
+from app.engines.network_guard import AllowedTarget
 from app.ids_and_time import utc_now
 from app.sandboxes.directory import Directory
 from app.sandboxes.planning import Blueprint
@@ -28,7 +29,7 @@ from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_clie
 from app.sandboxes.reconciler import Reconciler
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
-from app.settings import ROOT, Settings
+from app.settings import ROOT, Settings, SettingsError
 from app.vault import Vault
 
 _FIRST_KEY_FILE = "api-key"
@@ -95,6 +96,18 @@ def make_app(settings: Settings) -> Edge:
     return edge
 
 
+async def check_start(settings: Settings) -> None:
+    """Find what would keep the application from starting, while it can be told in one line.
+
+    Raises: SettingsError, DatabaseUnusableError, VaultError, CertificateError.
+    """
+    _check_egress_allow(settings)
+    async with _database(settings) as database:
+        await Store(database, make_vault(settings)).check_secrets()
+    if settings.sandbox_domain is not None and settings.tls_port is not None:
+        make_server_context(_key_pair_of(settings, settings.sandbox_domain)())
+
+
 def public_url(settings: Settings) -> str:
     return settings.public_url or f"http://{settings.host}:{settings.port}"
 
@@ -122,6 +135,7 @@ def sandbox_images(settings: Settings) -> ImageTags:
 
 
 def make_engine(settings: Settings, tags: ImageTags) -> Engine:
+    _check_egress_allow(settings)
     return DockerEngine(
         installation=installation_name(settings.home),
         runtime=settings.runtime,
@@ -143,11 +157,21 @@ async def ensure_first_key(accounts: Accounts, home: Path) -> str:
     """The first API key, in `<home>/api-key` (mode 0600); team and key are made if there are none yet."""
     file = home / _FIRST_KEY_FILE
     team = await accounts.default_team() or await accounts.create_team("default")
+    if not await accounts.list_keys():
+        file.unlink(missing_ok=True)  # it belongs to a database that is gone
     if not file.exists():
         key = await accounts.create_key(team, "first key")
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
             out.write(key)
     return file.read_text().strip()
+
+
+def _check_egress_allow(settings: Settings) -> None:
+    for entry in settings.egress_allow:
+        try:
+            AllowedTarget.parse(entry)
+        except ValueError as error:
+            raise SettingsError(f"SANDGATE_EGRESS_ALLOW: {error}") from error
 
 
 def _local_ca(settings: Settings) -> LocalCa:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.errors import SandgateError
+
+_PREFIX = "SANDGATE_"
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: `catalog/` and `sandbox_images/` lie beside the package."""
+
+
+class SettingsError(SandgateError):
+    """A setting is unknown or has a value that cannot be used. Names the variable; the value may be a secret."""
 
 
 def host_ca_bundle() -> Path | None:
@@ -20,12 +30,12 @@ def host_ca_bundle() -> Path | None:
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="SANDGATE_", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True)
 
     home: Path = Path.home() / ".sandgate"
     """State: database, encryption key, `api-key`, local CA."""
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: int = Field(8080, gt=0, lt=65536)
     public_url: str | None = None
     """What clients see in `mcp.url`; default `http://<host>:<port>`."""
     database_url: str | None = None
@@ -38,7 +48,7 @@ class Settings(BaseSettings):
     """OCI runtime for pods, as known to the engine (`runsc`, `kata`); default is the engine's."""
     sandbox_domain: str | None = None
     """Domain under which `<port>-<id>.<domain>` reaches a sandbox, port included if not 443; returned as `domain`."""
-    tls_port: int | None = None
+    tls_port: int | None = Field(None, gt=0, lt=65536)
     """Port of the TLS listener for `sandbox_domain`; no listener unless set."""
     tls_certificate: Path | None = None
     """PEM chain for `*.<sandbox_domain>`; default is one from the local CA."""
@@ -47,15 +57,31 @@ class Settings(BaseSettings):
     """`<IPv4 address or network>:<port>` with commas: TCP ports here that sandboxes may reach in spite of the guard."""
     github_url: str = "https://github.com"
     """Where custom servers `github/<owner>/<repo>` are cloned from."""
-    memory_mib: int = 1024
+    memory_mib: int = Field(1024, gt=0)
     """Memory of a workspace."""
-    cpus: float = 2.0
-    pids: int = 1024
+    cpus: float = Field(2.0, gt=0)
+    pids: int = Field(1024, gt=0)
     """Most processes and threads in one container."""
-    server_start_timeout_s: float = 30.0
+    server_start_timeout_s: float = Field(30.0, gt=0)
     """How long an MCP server may take to answer `initialize`, unless its catalog entry says more."""
 
     @field_validator("egress_allow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [entry.strip() for entry in value.split(",") if entry.strip()] if isinstance(value, str) else value
+
+
+def read_settings() -> Settings:
+    """Of the process's environment. Raises: SettingsError."""
+    known = [_PREFIX + name.upper() for name in Settings.model_fields]
+    # A setting that is written wrongly and ignored may be one that was meant to shut something.
+    for variable in os.environ:
+        if variable.upper().startswith(_PREFIX) and variable.upper() not in known:
+            nearest = get_close_matches(variable.upper(), known, n=1)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            raise SettingsError(f"There is no setting {variable}.{hint} docs/operations.md lists all of them.")
+    try:
+        return Settings()
+    except ValidationError as error:
+        found = [f"{_PREFIX}{str(problem['loc'][0]).upper()}: {problem['msg']}" for problem in error.errors()]
+        raise SettingsError("; ".join(found)) from None

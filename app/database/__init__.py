@@ -1,5 +1,5 @@
 """Connection, tables, migrations."""
 
-from app.database.connection import Database
+from app.database.connection import Database, DatabaseUnusableError
 
-__all__ = ["Database"]
+__all__ = ["Database", "DatabaseUnusableError"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,33 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from app.errors import SandgateError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
+class DatabaseUnusableError(SandgateError):
+    """The database cannot be reached or opened, or its schema cannot be brought to the newest revision."""
+
+
 class Database:
     def __init__(self, url: str) -> None:
-        self._engine = create_async_engine(url)
-        if make_url(url).get_backend_name() == "sqlite":
+        """Raises: DatabaseUnusableError for a URL that names none; nothing is opened yet."""
+        try:
+            self._url = make_url(url)
+            self._engine = create_async_engine(self._url)
+        except (ArgumentError, ImportError) as error:
+            # The URL itself is not repeated: it may hold a password, and cannot be taken apart.
+            raise DatabaseUnusableError(
+                "The database URL must look like postgresql+asyncpg://user@host/name."
+            ) from error
+        if self._url.get_backend_name() == "sqlite":
             event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_immediately)
 
@@ -32,12 +48,23 @@ class Database:
             yield connection
 
     async def migrate(self) -> None:
-        """Bring the schema to the newest revision. Safe to repeat."""
-        async with self._engine.begin() as connection:
-            await connection.run_sync(_upgrade)
+        """Bring the schema to the newest revision. Safe to repeat. Raises: DatabaseUnusableError."""
+        with self._errors_mapped():
+            async with self._engine.begin() as connection:
+                await connection.run_sync(_upgrade)
 
     async def aclose(self) -> None:
         await self._engine.dispose()
+
+    @contextmanager
+    def _errors_mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, CommandError, OSError) as error:
+            # SQLAlchemy's own text goes on with the statement and a link.
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            name = self._url.render_as_string(hide_password=True)
+            raise DatabaseUnusableError(f"The database {name} cannot be used: {reason}.") from error
 
 
 def _upgrade(connection: Connection) -> None:

@@ -165,6 +165,14 @@ class Store:
             )
             await connection.execute(delete(sandboxes).where(sandboxes.c.stopped_at < now - _KEEP_STOPPED))
 
+    async def check_secrets(self) -> None:
+        """Raises: VaultError if something stored was encrypted with a key that the vault does not have."""
+        async with self._database.transaction() as connection:
+            for table in (sandboxes, pods):
+                column = table.c.secrets_encrypted
+                for token in (await connection.execute(select(column).where(column.is_not(None)))).scalars():
+                    self._vault.decrypt(token)
+
     async def renew_secrets(self) -> int:
         """Encrypt everything stored anew with the vault's first key; the number of values."""
         count = 0

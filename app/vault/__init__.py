@@ -1,5 +1,5 @@
 """Encryption of credentials at rest."""
 
-from app.vault.vault import Vault
+from app.vault.vault import Vault, VaultError
 
-__all__ = ["Vault"]
+__all__ = ["Vault", "VaultError"]

@@ -1,0 +1,44 @@
+"""The folder all state lies in, and one control plane to it: two would take each other's sandboxes for leftovers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.errors import SandgateError
+
+
+class HomeError(SandgateError):
+    """The home cannot be written to, or is in use."""
+
+
+def make_home(home: Path) -> None:
+    """Mode 0700. Safe to repeat. Raises: HomeError if nothing can be written there."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        home.chmod(0o700)
+    except OSError as error:
+        raise HomeError(f"{home} cannot be used: {error.strerror}. Make it writable, or set SANDGATE_HOME.") from error
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise HomeError(f"{home} cannot be used: it is not writable. Make it so, or set SANDGATE_HOME.")
+
+
+@contextmanager
+def home_locked(home: Path) -> Iterator[None]:
+    """Make the home and hold it for this process; the lock goes with the process, however that ends.
+
+    Raises: HomeError.
+    """
+    make_home(home)
+    lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HomeError(f"A Sandgate is running with {home}. Stop it first, or set SANDGATE_HOME.") from None
+        yield
+    finally:
+        os.close(lock)
