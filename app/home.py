@@ -26,6 +26,16 @@ def make_home(home: Path) -> None:
         raise HomeError(f"{home} cannot be used: it is not writable. Make it so, or set SANDGATE_HOME.")
 
 
+def write_file(file: Path, content: bytes) -> None:
+    """Mode 0600. All or nothing: a crash in between leaves what was there before."""
+    fresh = file.with_name(f"{file.name}.new")
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    fresh.replace(file)
+
+
 @contextmanager
 def home_locked(home: Path) -> Iterator[None]:
     """Make the home and hold it for this process; the lock goes with the process, however that ends.

@@ -22,6 +22,7 @@ from app.engines.docker_engine import DockerEngine
 from app.engines.images import ImageTags, image_tags
 from app.engines.interface import Engine, Limits
 from app.engines.network_guard import AllowedTarget
+from app.home import write_file
 from app.ids_and_time import utc_now
 from app.sandboxes.directory import Directory
 from app.sandboxes.planning import Blueprint
@@ -149,7 +150,7 @@ def installation_name(home: Path) -> str:
     file = home / "installation"
     if not file.exists():
         home.mkdir(parents=True, exist_ok=True)
-        file.write_text(os.urandom(4).hex())
+        write_file(file, os.urandom(4).hex().encode())
     return file.read_text()
 
 
@@ -161,8 +162,7 @@ async def ensure_first_key(accounts: Accounts, home: Path) -> str:
         file.unlink(missing_ok=True)  # it belongs to a database that is gone
     if not file.exists():
         key = await accounts.create_key(team, "first key")
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            out.write(key)
+        write_file(file, key.encode())
     return file.read_text().strip()
 
 

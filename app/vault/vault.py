@@ -6,13 +6,13 @@ puts a new key in front; once everything stored has been encrypted anew, the old
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import orjson
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from app.errors import SandgateError
+from app.home import write_file
 
 
 class VaultError(SandgateError):
@@ -63,11 +63,4 @@ class Vault:
 
 
 def _write_keys(key_file: Path, keys: list[bytes]) -> None:
-    """All or nothing: a crash in between leaves the old file."""
-    key_file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = key_file.with_suffix(".new")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(b"\n".join(keys) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(key_file)
+    write_file(key_file, b"\n".join(keys) + b"\n")
