@@ -17,10 +17,11 @@ import psutil
 from app.engines.docker_engine import DockerEngine
 from app.main import installation_name, sandbox_images
 from app.settings import Settings
-from tests.bench import echo_server
 from tests.bench.processes import SandboxProcesses
 from tests.bench.wire import Endpoint, Era
 from tests.e2e.installation import Installation
+
+_ECHO_SERVER = Path(__file__).with_name("echo_server.py")
 
 ERAS: tuple[Era, ...] = ("legacy", "modern")
 ECHO_SERVERS: Mapping[str, Mapping[str, Any]] = {"benchLegacy": {}, "benchModern": {}}
@@ -79,7 +80,7 @@ def installed() -> Iterator[Bed]:
 
 
 def echo_command(python: str, era: Era) -> list[str]:
-    return [python, "-c", Path(echo_server.__file__).read_text(), era]
+    return [python, "-c", _ECHO_SERVER.read_text(), era]
 
 
 def _write_manifests(home: Path) -> None:
