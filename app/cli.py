@@ -34,6 +34,7 @@ from app.main import (
     ensure_first_key,
     make_app,
     make_catalog,
+    make_engine,
     make_vault,
     public_url,
     sandbox_images,
@@ -115,6 +116,26 @@ def doctor() -> None:
     _out.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def uninstall() -> None:
+    """Take every sandbox, network and packet filter rule of this installation off the container engine.
+
+    Images and the state in SANDGATE_HOME stay. Stop the server first.
+    """
+    settings = read_settings()
+
+    async def remove() -> None:
+        engine = make_engine(settings, sandbox_images(settings))
+        try:
+            await engine.remove_installation()
+        finally:
+            await engine.aclose()
+
+    with home_locked(settings.home):
+        asyncio.run(remove())
+    _out.print(f"Nothing of this installation is left on the container engine. {settings.home} and the images stay.")
 
 
 @keys.command("create")
