@@ -135,7 +135,10 @@ def uninstall() -> None:
 
     with home_locked(settings.home):
         asyncio.run(remove())
-    _out.print(f"Nothing of this installation is left on the container engine. {settings.home} and the images stay.")
+    _out.print(
+        f"Nothing of this installation is left on the container engine. {settings.home} and the images stay.",
+        soft_wrap=True,
+    )
 
 
 @keys.command("create")
