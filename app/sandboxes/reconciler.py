@@ -51,6 +51,7 @@ _SWEEP_INTERVAL_S = 15.0
 _PREPARE_INTERVAL_S = 300.0
 _LONGEST_SLEEP_S = 30.0
 _PREPARE_WAIT_S = 20.0
+_ADOPT_WAIT_S = 5.0
 _REQUESTS_POLL_S = 50.0
 _REQUEST_DEADLINE_S = 55.0
 _WATCH_RETRY_S = 5.0
@@ -90,6 +91,8 @@ class Reconciler:
         self._blueprint = blueprint
         self._now = now
         self._tasks: asyncio.TaskGroup
+        self._swept = asyncio.Event()
+        """The first sweep is over, well or not."""
         self._prepared = asyncio.Event()
         self._expiry_moved = asyncio.Event()
         self._starting: dict[str, asyncio.Task[None]] = {}
@@ -99,12 +102,19 @@ class Reconciler:
         directory.on_removal(self._end_watch)
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Work until cancelled; `ready` is set once `bring_up` may be called. Pods are left running at the end."""
+        """Work until cancelled; pods are left running at the end.
+
+        `ready` is set once `bring_up` may be called and what runs is adopted, so that nobody takes a running sandbox
+        for one that is gone; with an engine that does not answer, without that.
+        """
         # Before the first create of this process: what is starting now was started by one that is gone.
         await self._store.abandon_starting()
         async with asyncio.TaskGroup() as self._tasks:
             self._spawn(self._adopt_and_sweep(), "sweep")
             self._spawn(self._expire(), "expire")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ADOPT_WAIT_S):
+                    await self._swept.wait()
             ready.set()
 
     # -- starting ---------------------------------------------------------------------------------------------------
@@ -281,7 +291,10 @@ class Reconciler:
         prepare_at = loop.time()
         while True:
             try:
-                await self._sweep()
+                try:
+                    await self._sweep()
+                finally:
+                    self._swept.set()
                 if loop.time() >= prepare_at:
                     # Again and again, because whoever flushes the host's packet filter takes the guard's rules along.
                     await self._engine.prepare()
