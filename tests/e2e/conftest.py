@@ -33,6 +33,7 @@ CMD ["--stdio"]
 """
 
 PRETENDED_PACKAGE = {"registry": "pypi", "name": "acme", "version": "1"}
+PROBE = ["/usr/bin/python3", "-c", (FIXTURES / "probe_server.py").read_text()]
 
 MANIFESTS: dict[str, dict[str, object]] = {
     "echo-image": {
@@ -62,6 +63,15 @@ MANIFESTS: dict[str, dict[str, object]] = {
         "package": PRETENDED_PACKAGE,
         "command": ["/bin/sh", "-c", 'echo "cannot go on with $(printenv EXITS_API_KEY)" >&2; exit 3'],
         "secrets": [{"name": "exits.api_key", "env": "EXITS_API_KEY", "description": "Any text.", "required": True}],
+    },
+    "probe": {"type": "server", "package": PRETENDED_PACKAGE, "command": PROBE},
+    "probe-with-secret": {
+        "type": "server",
+        "package": PRETENDED_PACKAGE,
+        "command": PROBE,
+        "secrets": [
+            {"name": "probe-with-secret.api_key", "env": "PROBE_API_KEY", "description": "Any text.", "required": True}
+        ],
     },
     "silent": {
         "type": "server",
@@ -136,11 +146,22 @@ def installation(
     installation = Installation(home, settings_for(surroundings))
     installation.start()
     yield installation
-    with installation.http() as http:
-        for sandbox in http.get("/v2/sandboxes").json():
-            http.delete(f"/sandboxes/{sandbox['sandboxID']}")
+    for sandbox_id in installation.sandboxes():
+        installation.delete(sandbox_id)
     installation.wait_until_nothing_runs()
     installation.stop()
+    installation.remove()
+
+
+@pytest.fixture
+def own_installation(tmp_path: Path, surroundings: Surroundings, echo_image: str) -> Iterator[Installation]:
+    """For a test that does harm to it. Not started yet."""
+    home = tmp_path / "home"
+    write_manifests(home, surroundings)
+    installation = Installation(home, settings_for(surroundings))
+    yield installation
+    if (home / "installation").exists():
+        installation.remove()
 
 
 def settings_for(surroundings: Surroundings) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,13 @@ from typing import Any, Literal
 import docker
 import httpx
 import httpx2
+from e2b import Sandbox
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
+
+from app.engines.docker_engine import DockerEngine
+from app.engines.images import image_tags
+from app.settings import ROOT, Settings
 
 START_DEADLINE_S = 60.0
 CREATE_TIMEOUT_S = 180.0
@@ -30,6 +36,14 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def wait_until(is_so: Callable[[], bool], instead: Callable[[], object], *, within_s: float = 60.0) -> None:
+    """Ask again and again; after the bound fail, with what is found `instead`."""
+    deadline = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline, instead()
+        time.sleep(0.1)
 
 
 @dataclass
@@ -60,10 +74,11 @@ class Installation:
     def sdk_environment(self) -> dict[str, str]:
         return {"E2B_API_KEY": self.key, "E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url}
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`sandgate` with these arguments."""
+    def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """`sandgate` with these arguments, and with these settings besides."""
         command = [str(Path(sys.executable).with_name("sandgate")), *arguments]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
+        environment = {**self.environment, "COLUMNS": "200", **settings}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     def start(self) -> None:
         """Returns once requests are served."""
@@ -86,13 +101,13 @@ class Installation:
         """As `kill -9` does."""
         self._end(signal.SIGKILL)
 
-    def stop(self) -> None:
-        self._end(signal.SIGTERM)
+    def stop(self, within_s: float = 30) -> None:
+        self._end(signal.SIGTERM, within_s)
 
-    def _end(self, number: signal.Signals) -> None:
+    def _end(self, number: signal.Signals, within_s: float = 30) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=within_s)
             self._process = None
 
     def http(self) -> httpx.Client:
@@ -110,21 +125,61 @@ class Installation:
         with self.http() as http:
             http.delete(f"/sandboxes/{sandbox_id}")
 
+    def sandboxes(self) -> list[str]:
+        """Ids of the running ones."""
+        with self.http() as http:
+            return [sandbox["sandboxID"] for sandbox in http.get("/v2/sandboxes").json()]
+
+    def sdk(self, sandbox_id: str) -> Sandbox:
+        return Sandbox.connect(sandbox_id, api_key=self.key, api_url=self.url, sandbox_url=self.url)
+
     def containers(self, **labels: str) -> list[str]:
         """Names of the pods' containers that the engine has of this installation, running or not."""
-        wanted = {"sandgate.installation": (self.home / "installation").read_text(), **labels}
         client = docker.APIClient()
         try:
-            found = client.containers(all=True, filters={"label": [f"{key}={value}" for key, value in wanted.items()]})
+            found = client.containers(all=True, filters=self._filters(labels))
         finally:
             client.close()
         return [container["Names"][0].lstrip("/") for container in found if "sandgate.pod" in container["Labels"]]
 
+    def container(self, sandbox_id: str, role: str) -> str:
+        """Name of one container of a running sandbox."""
+        (name,) = self.containers(**{"sandgate.label.sandbox": sandbox_id, "sandgate.role": role})
+        return name
+
+    def token(self, sandbox_id: str, role: str, part: str) -> str:
+        """The control token of a pod's agent or gateway, which nobody outside has."""
+        command = ["docker", "exec", self.container(sandbox_id, role), "cat", f"/run/sandgate/{part}-control-token"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+
+    def volumes(self) -> list[str]:
+        client = docker.APIClient()
+        try:
+            return [volume["Name"] for volume in client.volumes(filters=self._filters({}))["Volumes"] or ()]
+        finally:
+            client.close()
+
+    def _filters(self, labels: Mapping[str, str]) -> dict[str, list[str]]:
+        wanted = {"sandgate.installation": (self.home / "installation").read_text(), **labels}
+        return {"label": [f"{key}={value}" for key, value in wanted.items()]}
+
     def wait_until_nothing_runs(self) -> None:
-        deadline = time.monotonic() + 60
-        while left := self.containers():
-            assert time.monotonic() < deadline, left
-            time.sleep(0.2)
+        """Nothing of a pod is left on the engine, volumes included."""
+        wait_until(lambda: not self.containers() and not self.volumes(), lambda: [*self.containers(), *self.volumes()])
+
+    def remove(self) -> None:
+        """Stop the server and take everything of this installation off the engine, whatever state it is in."""
+        self.kill()
+        asyncio.run(self._remove())
+
+    async def _remove(self) -> None:
+        settings = Settings()
+        tags = image_tags(ROOT / "sandbox_images", base_image=settings.base_image, ca_bundle=settings.ca_bundle)
+        engine = DockerEngine((self.home / "installation").read_text(), guard_image=tags.base)
+        try:
+            await engine.remove_installation()
+        finally:
+            await engine.aclose()
 
 
 @asynccontextmanager
