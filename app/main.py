@@ -79,9 +79,7 @@ def make_app(settings: Settings) -> Edge:
                 accounts=accounts,
                 service=service,
                 catalog=catalog,
-                settings=SettingsOfApi(
-                    public_url=public_url(settings).rstrip("/"), sandbox_domain=settings.sandbox_domain
-                ),
+                settings=SettingsOfApi(public_url=public_url(settings), sandbox_domain=settings.sandbox_domain),
             )
             await stack.enter_async_context(edge)
             await stack.enter_async_context(_running(reconciler))
@@ -110,7 +108,9 @@ async def check_start(settings: Settings) -> None:
 
 
 def public_url(settings: Settings) -> str:
-    return settings.public_url or f"http://{settings.host}:{settings.port}"
+    """Without a trailing slash. Unless it is set, one that works on this machine."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    return (settings.public_url or f"http://{host}:{settings.port}").rstrip("/")
 
 
 def database_url(settings: Settings) -> str:
