@@ -28,10 +28,10 @@ def parts(client: docker.APIClient, rounds: int, seconds: float) -> dict[str, Ca
     """What can be measured, by the name it is asked for with, in the order of a whole run."""
     floor = EngineFloor(client, sandbox_images(Settings()))
     return {
-        "control-plane": lambda bed: footprint.control_plane(bed, starts=3),
-        "creates": lambda bed: creates.measure(bed, floor, rounds=rounds),
+        "control-plane": lambda bed: footprint.control_plane(bed, wanted=3),
+        "creates": lambda bed: creates.measure(bed, floor, wanted=rounds),
         "commands": lambda bed: commands.measure(bed, seconds=3.0),
-        "tool-calls": lambda bed: tool_calls.measure(bed, rounds=rounds, seconds=seconds),
+        "tool-calls": lambda bed: tool_calls.measure(bed, wanted=rounds, seconds=seconds),
         "rest": lambda bed: footprint.sandbox_at_rest(bed, idle_s=10.0),
     }
 

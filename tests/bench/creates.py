@@ -13,7 +13,10 @@ from e2b import Sandbox
 from tests.bench.bed import Bed
 from tests.bench.engine_floor import EngineFloor
 from tests.bench.results import Section, distribution
+from tests.bench.rounds import rounds
 from tests.bench.wire import list_tools
+
+BUDGET_S = 100.0
 
 Servers = Mapping[str, Mapping[str, object]]
 
@@ -36,10 +39,10 @@ class Times:
     kill: list[float] = field(default_factory=list)
 
 
-def measure(bed: Bed, floor: EngineFloor, *, rounds: int) -> Iterator[Section]:
+def measure(bed: Bed, floor: EngineFloor, *, wanted: int) -> Iterator[Section]:
     bare(bed, Times())  # the first create of all waits for networks and guard, and fills caches
     times = Times()
-    for _ in range(rounds):
+    for _ in rounds(wanted, budget_s=BUDGET_S):
         times.floor_1.append(floor.one_container_ms())
         bare(bed, times)
         times.floor_2.append(floor.two_containers_ms())

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
@@ -26,16 +27,22 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": _BODY})
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    port: int
+    pid: int
+
+
 @contextmanager
-def serving() -> Iterator[int]:
-    """The port at which the application is served, by the server that the edge and the gateway use."""
+def serving() -> Iterator[Serving]:
+    """The application, served by the server that the edge and the gateway use, in a process of its own."""
     port = free_port()
     options = ["--port", str(port), "--http", "httptools", "--loop", "uvloop", "--lifespan", "off"]
     quiet = ["--no-access-log", "--log-level", "warning", "--no-server-header", "--no-date-header"]
     server = subprocess.Popen([sys.executable, "-m", "uvicorn", f"{__name__}:app", *options, *quiet])
     try:
         _wait_until_listening(port)
-        yield port
+        yield Serving(port, server.pid)
     finally:
         server.terminate()
         server.wait(timeout=10)

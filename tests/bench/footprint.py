@@ -9,15 +9,18 @@ from tests.bench.bed import Bed
 from tests.bench.creates import ONE_SERVER
 from tests.bench.processes import cpu_ms, pss_mib, rss_mib
 from tests.bench.results import Row, Section, distribution
+from tests.bench.rounds import rounds
+
+STARTS_BUDGET_S = 30.0
 
 _SETTLE_S = 2.0
 
 
-def control_plane(bed: Bed, *, starts: int) -> Iterator[Section]:
+def control_plane(bed: Bed, *, wanted: int) -> Iterator[Section]:
     """Starts of an installation that is set up, as every start but the first one is."""
     times: list[float] = []
     spent: list[float] = []
-    for _ in range(starts):
+    for _ in rounds(wanted, budget_s=STARTS_BUDGET_S):
         bed.installation.stop()
         began = time.perf_counter()
         bed.installation.start()

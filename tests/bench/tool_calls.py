@@ -13,9 +13,11 @@ from tests.bench.floor_app import serving
 from tests.bench.load import Load
 from tests.bench.processes import cpu_ms
 from tests.bench.results import Row, Section
+from tests.bench.rounds import rounds
 from tests.bench.wire import Endpoint, Era, echo_call, http_echo_call, http_post
 
 CONNECTIONS = (1, 16)
+BUDGET_S = 80.0
 
 _FLOOR, _DIRECT, _GATEWAY, _EDGE = "bare ASGI app", "direct, stdio", "gateway", "edge + gateway"
 _WARM_UP_S = 0.3
@@ -33,7 +35,7 @@ class Way:
     """One round of this many seconds."""
     loads: list[Load] = field(default_factory=list)
     spent: list[Mapping[str, float]] = field(default_factory=list)
-    """Processor time in ms of edge, gateway and server in each round."""
+    """Processor time in ms of each part in each round."""
 
     @property
     def name(self) -> str:
@@ -59,11 +61,11 @@ class Way:
         return sum(spent[part] for spent in self.spent) / self.calls
 
 
-def measure(bed: Bed, *, rounds: int, seconds: float) -> Iterator[Section]:
+def measure(bed: Bed, *, wanted: int, seconds: float) -> Iterator[Section]:
     """The load generator's own limit, latency and throughput, processor time. Ways take turns, round by round."""
-    with bed.sandbox(mcp=ECHO_SERVERS) as sandbox, serving() as floor_port:
-        watched = watch(bed, sandbox)
-        ways = [_floor_way(floor_port, connections) for connections in CONNECTIONS]
+    with bed.sandbox(mcp=ECHO_SERVERS) as sandbox, serving() as floor:
+        watched = {**watch(bed, sandbox), "floor": [floor.pid]}
+        ways = [_floor_way(floor.port, connections) for connections in CONNECTIONS]
         for connections in CONNECTIONS:
             for era in ERAS:
                 ways.append(_direct_way(era, connections))
@@ -72,12 +74,12 @@ def measure(bed: Bed, *, rounds: int, seconds: float) -> Iterator[Section]:
             ways.append(http_way(_EDGE, bed.edge(sandbox), "modern", "legacy", connections))
         for way in ways:
             way.run(_WARM_UP_S)
-        for _ in range(rounds):
+        for _ in rounds(wanted, budget_s=BUDGET_S):
             for way in ways:
                 one_round(way, seconds, watched)
     yield _latency(ways)
     yield _throughput(ways)
-    yield _processor_time([way for way in ways if way.path in (_GATEWAY, _EDGE)])
+    yield _processor_time(ways)
 
 
 def watch(bed: Bed, sandbox: Mapping[str, object]) -> Mapping[str, Sequence[int]]:
@@ -143,12 +145,17 @@ def _throughput(ways: Sequence[Way]) -> Section:
 
 
 def _processor_time(ways: Sequence[Way]) -> Section:
-    rows = []
+    rows: list[Row] = []
     for way in ways:
         edge, gateway, server = (way.cpu_per_call_ms(part) for part in ("edge", "gateway", "server"))
-        what = f"{way.name}: edge {edge:.2f}, gateway {gateway:.2f}, server {server:.2f}"
-        rows.append(Row(what, edge + gateway, "ms/call", n=way.calls, target="≤ 1 ms"))
-    return Section("Tool call, processor time of edge and gateway together", tuple(rows))
+        if way.path == _FLOOR:
+            rows.append(Row(way.name, way.cpu_per_call_ms("floor"), "ms/call", n=way.calls))
+        elif way.path != _DIRECT:
+            what = f"{way.name}: edge {edge:.3f}, gateway {gateway:.3f} (server {server:.3f})"
+            rows.append(Row(what, edge + gateway, "ms/call", n=way.calls, target="≤ 1 ms"))
+    return Section(
+        "Tool call, processor time of edge and gateway together; a bare ASGI app for comparison", tuple(rows)
+    )
 
 
 def _direct(way: Way, ways: Sequence[Way]) -> Way:
