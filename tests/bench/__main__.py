@@ -39,6 +39,7 @@ def parts(client: docker.APIClient, rounds: int, seconds: float) -> dict[str, Ca
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--json", type=Path, help="write what is measured to this file, too")
+    parser.add_argument("--markdown", type=Path, help="and to this one as tables")
     parser.add_argument("--rounds", type=int, default=5, help="of creates and of load")
     parser.add_argument("--seconds", type=float, default=0.8, help="of load in each round, for each way")
     parser.add_argument("parts", nargs="*", help="control-plane, creates, commands, tool-calls or rest; default is all")
@@ -48,7 +49,9 @@ def main() -> None:
     signal.alarm(RUN_LIMIT_S)
     report = run(arguments.parts, arguments.rounds, arguments.seconds)
     if arguments.json:
-        report.write(arguments.json)
+        report.write_json(arguments.json)
+    if arguments.markdown:
+        report.write_markdown(arguments.markdown)
 
 
 def run(only: Collection[str], rounds: int, seconds: float) -> Report:

@@ -46,8 +46,18 @@ class Report:
         self.sections.append(section)
         print_section(section)
 
-    def write(self, path: Path) -> None:
+    def write_json(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    def write_markdown(self, path: Path) -> None:
+        """As in docs/performance.md."""
+        lines = [", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.machine.items()), ""]
+        for section in self.sections:
+            lines += [f"**{section.title}**", "", "| what | p50 | best | p99 | unit | ratio | n | target |"]
+            lines += ["|---|---:|---:|---:|---|---:|---:|---|"]
+            lines += [f"| {' | '.join(_cells(row))} |" for row in section.rows]
+            lines.append("")
+        path.write_text("\n".join(lines))
 
 
 def distribution(what: str, values: Sequence[float], unit: str, *, base: float | None = None, target: str = "") -> Row:
@@ -68,15 +78,20 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def print_section(section: Section) -> None:
     table = Table(title=section.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("what")
-    for name in ("p50", "best", "p99", "unit", "ratio", "n"):
-        table.add_column(name, justify="left" if name == "unit" else "right")
-    table.add_column("target")
+    for name in ("p50", "best", "p99", "unit", "ratio", "n", "target"):
+        table.add_column(name, justify="left" if name in ("unit", "target") else "right")
     for row in section.rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        best, p99 = ("" if value is None else _number(value) for value in (row.best, row.p99))
-        table.add_row(row.what, _number(row.value), best, p99, row.unit, ratio, str(row.n), row.target)
+        table.add_row(*_cells(row))
     Console(width=150, highlight=False, markup=False).print(table, "")
 
 
-def _number(value: float) -> str:
+def _cells(row: Row) -> list[str]:
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    numbers = [_number(value) for value in (row.value, row.best, row.p99)]
+    return [row.what, *numbers, row.unit, ratio, str(row.n), row.target]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
