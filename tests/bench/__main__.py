@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import docker
@@ -38,7 +38,7 @@ def parts(client: docker.APIClient, rounds: int, seconds: float) -> dict[str, Ca
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--json", type=Path, help="write what is measured to this file, too")
+    parser.add_argument("--json", type=Path, help="write what is measured to this file, too, whole or cut short")
     parser.add_argument("--markdown", type=Path, help="and to this one as tables")
     parser.add_argument("--rounds", type=int, default=5, help="of creates and of load")
     parser.add_argument("--seconds", type=float, default=0.8, help="of load in each round, for each way")
@@ -47,29 +47,32 @@ def main() -> None:
     # The limit acts as Ctrl-C does: everything that was started is ended on the way out.
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.alarm(RUN_LIMIT_S)
-    report = run(arguments.parts, arguments.rounds, arguments.seconds)
-    if arguments.json:
-        report.write_json(arguments.json)
-    if arguments.markdown:
-        report.write_markdown(arguments.markdown)
-
-
-def run(only: Collection[str], rounds: int, seconds: float) -> Report:
-    began = time.monotonic()
     client = docker.APIClient()
     report = Report(machine.describe(client))
-    print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in report.machine.items()), end="\n\n")
     try:
-        with installed() as bed:
-            for name, part in parts(client, rounds, seconds).items():
-                if not only or name in only:
-                    for section in part(bed):
-                        report.add(section)
+        measure(report, arguments.parts, parts(client, arguments.rounds, arguments.seconds))
     finally:
         client.close()
-    report.machine |= {"load_average_after": machine.load_average(), "took_s": round(time.monotonic() - began)}
+        if arguments.json:
+            report.write_json(arguments.json)
+        if arguments.markdown:
+            report.write_markdown(arguments.markdown)
+
+
+def measure(report: Report, only: Collection[str], parts: Mapping[str, Callable[[Bed], Iterator[Section]]]) -> None:
+    """Add to the report part by part, so that it holds what there is when the run is cut short."""
+    began = time.monotonic()
+    print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in report.machine.items()), end="\n\n")
+    with installed() as bed:
+        for name, part in parts.items():
+            if not only or name in only:
+                for section in part(bed):
+                    report.add(section)
+                report.machine |= {
+                    "load_average_after": machine.load_average(),
+                    "took_s": round(time.monotonic() - began),
+                }
     print(f"load average: {report.machine['load_average_after']}, took {report.machine['took_s']} s")
-    return report
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tests.bench.results import Section, distribution
 from tests.bench.rounds import rounds
 from tests.bench.wire import list_tools
 
-BUDGET_S = 100.0
+BUDGET_S = 75.0
 
 Servers = Mapping[str, Mapping[str, object]]
 

@@ -11,7 +11,7 @@ from tests.bench.processes import cpu_ms, pss_mib, rss_mib
 from tests.bench.results import Row, Section, distribution
 from tests.bench.rounds import rounds
 
-STARTS_BUDGET_S = 30.0
+STARTS_BUDGET_S = 15.0
 
 _SETTLE_S = 2.0
 

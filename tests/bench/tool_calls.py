@@ -17,7 +17,7 @@ from tests.bench.rounds import rounds
 from tests.bench.wire import Endpoint, Era, echo_call, http_echo_call, http_post
 
 CONNECTIONS = (1, 16)
-BUDGET_S = 80.0
+BUDGET_S = 50.0
 
 _FLOOR, _DIRECT, _GATEWAY, _EDGE = "bare ASGI app", "direct, stdio", "gateway", "edge + gateway"
 _WARM_UP_S = 0.3
