@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import signal
 from pathlib import Path
 
 import uvloop
@@ -35,6 +36,8 @@ def main() -> None:
         mcp_token_path=arguments.mcp_token_file,
         facts_directory=arguments.facts_directory,
     )
+    # Programs inherit which signals are ignored, and that must not depend on how the agent was started (nohup, say).
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(options))
 
