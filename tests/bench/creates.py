@@ -54,7 +54,7 @@ def measure(bed: Bed, floor: EngineFloor, *, wanted: int) -> Iterator[Section]:
     rows = (
         distribution("engine: one container", times.floor_1, "ms", base=one),
         distribution("create without MCP, to the answer", times.bare_answer, "ms", base=one, target=cold),
-        distribution("  to the end of the first command", times.bare_command, "ms", base=one),
+        distribution("· to the end of the first command", times.bare_command, "ms", base=one),
         distribution("engine: two containers, one network namespace", times.floor_2, "ms", base=two),
         distribution("engine: one container, `time` up to its answer to initialize", times.server, "ms", base=two),
         distribution("create with 1 server, to the first tools/list", times.one_server, "ms", base=two, target=cold),

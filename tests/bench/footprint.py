@@ -30,7 +30,7 @@ def control_plane(bed: Bed, *, wanted: int) -> Iterator[Section]:
         "Control plane",
         (
             distribution("start of the process to the first answer", times, "ms", target="≤ 2,000 ms"),
-            distribution("  processor time of it", spent, "ms"),
+            distribution("· processor time of it", spent, "ms"),
             Row("RSS after the start", rss_mib(bed.control_plane), "MiB", target="≤ 120 MB"),
         ),
     )
@@ -50,8 +50,8 @@ def sandbox_at_rest(bed: Bed, *, idle_s: float) -> Iterator[Section]:
         )
         rows = (
             Row("agent + gateway, PSS", agent + gateway, "MiB", target="≤ 45 MB"),
-            Row("  agent", agent, "MiB"),
-            Row("  gateway", gateway, "MiB"),
+            Row("· agent", agent, "MiB"),
+            Row("· gateway", gateway, "MiB"),
             Row("the same with the server `time`", agent + gateway + pss_mib(processes.servers), "MiB"),
             Row("whole pod, with the containers' inits", pss_mib(processes.all), "MiB"),
             Row(f"processor time of the pod over {idle_s:g} s", in_sandbox, "% of a core", target="< 0.1 %"),

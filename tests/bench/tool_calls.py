@@ -125,7 +125,7 @@ def _latency(ways: Sequence[Way]) -> Section:
         if way.path == _EDGE:
             direct = _direct(way, ways)
             added, at_best = way.p50_ms - direct.p50_ms, best - min(round_.p50_ms for round_ in direct.loads)
-            rows.append(Row("  added to the direct call", added, "ms", best=at_best, n=way.calls, target="≤ 1.5 ms"))
+            rows.append(Row("· added to the direct call", added, "ms", best=at_best, n=way.calls, target="≤ 1.5 ms"))
     return Section("Tool call, latency, one call at a time", tuple(rows))
 
 
