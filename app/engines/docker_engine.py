@@ -181,6 +181,7 @@ class DockerEngine:
             await self.stop(pod_id)
         await self._remove_orphaned_volumes()
         await self._networks.remove()
+        await self._helpers.remove_all()
 
     async def aclose(self) -> None:
         await self._client.aclose()

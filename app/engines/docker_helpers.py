@@ -19,7 +19,7 @@ from app.errors import EngineError
 _HELPER_LABEL = "sandgate.helper"
 """Holds the installation. Not the label that pods have, so that a helper is never taken for a part of one."""
 _TIMEOUT_S = 30
-_LEFT_BEHIND_S = 600
+_LEFT_BEHIND_S = 120
 """A helper of this age has lost the process that made it."""
 _LARGEST_FILE = 16 * 1024 * 1024
 _MOST_LINKS = 8
@@ -42,6 +42,15 @@ class HelperContainers:
     async def read_file(self, image: str, path: str) -> bytes:
         doing = f"read {path} from image {image}"
         return await self._client.call(lambda api: self._read_file(api, image, path), doing=doing, image=image)
+
+    async def remove_all(self) -> None:
+        """Those of this installation that a killed process left behind. Safe to repeat."""
+        await self._client.call(self._remove_all, doing="remove helper containers")
+
+    def _remove_all(self, api: docker.APIClient, *, older_than_s: float = 0.0) -> None:
+        for helper in api.containers(all=True, filters={"label": f"{_HELPER_LABEL}={self._installation}"}):
+            if helper["Created"] <= time.time() - older_than_s:
+                remove_container(api, helper["Id"])
 
     def _run_on_host(
         self, api: docker.APIClient, image: str, script: str, environment: Mapping[str, str], *, doing: str
@@ -85,9 +94,7 @@ class HelperContainers:
 
     @contextmanager
     def _container(self, api: docker.APIClient, image: str, arguments: Mapping[str, Any]) -> Iterator[str]:
-        for helper in api.containers(all=True, filters={"label": f"{_HELPER_LABEL}={self._installation}"}):
-            if helper["Created"] < time.time() - _LEFT_BEHIND_S:
-                remove_container(api, helper["Id"])
+        self._remove_all(api, older_than_s=_LEFT_BEHIND_S)
         container: str = api.create_container(
             image,
             command=["true"],  # an image without a command of its own would be refused
