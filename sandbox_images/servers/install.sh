@@ -33,4 +33,6 @@ npm ci --prefix "$readabilipy" --omit=dev --ignore-scripts --no-audit --loglevel
 find /opt/mcp -path '*/node_modules/*' -type f \( -name '*.map' -o -name '*.ts' -o -name '*.mts' -o -name '*.cts' \) -delete
 # The environments share most of their libraries: one copy of each file is enough.
 hardlink --quiet --ignore-time /opt/mcp
+# uv's locks are world-writable, and no server may leave anything for another.
+rm -f /opt/mcp/*/.lock
 rm -rf "$UV_CACHE_DIR" "$NPM_CONFIG_CACHE"
