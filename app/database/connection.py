@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -45,6 +46,9 @@ class Database:
     async def migrate(self) -> None:
         """Bring the schema to the newest revision. Safe to repeat. Raises: DatabaseUnusableError."""
         with self._errors_mapped():
+            if self._url.get_backend_name() == "sqlite" and self._url.database:
+                # A failed connect of the asynchronous driver leaves a thread that outlives the loop and says so.
+                sqlite3.connect(self._url.database).close()
             async with self._engine.begin() as connection:
                 await connection.run_sync(_upgrade)
 
@@ -55,7 +59,7 @@ class Database:
     def _errors_mapped(self) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             # SQLAlchemy's own text goes on with the statement and a link.
             reason = error.orig if isinstance(error, DBAPIError) else error
             name = self._url.render_as_string(hide_password=True)
