@@ -201,7 +201,8 @@ def test_of_two_builders_of_the_same_sources_one_waits_and_then_has_nothing_to_d
 
 
 BUILD = """
-import sys, docker
+import signal, sys, docker
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from pathlib import Path
 from app.engines.images import ImageBuilder
 builder = ImageBuilder(docker.from_env(), Path(sys.argv[1]), base_image=sys.argv[2], ca_bundle=None)
