@@ -238,7 +238,7 @@ class Reconciler:
             self._spawn(self._tear_down(sandbox_id), f"stop {sandbox_id}")
 
     async def _tear_down(self, sandbox_id: str) -> None:
-        if (start := self._starting.get(sandbox_id)) is not None and start is not asyncio.current_task():
+        if (start := self._starting.get(sandbox_id)) is not None:
             start.cancel()
             await asyncio.wait([start])
         retrying = tenacity.AsyncRetrying(
