@@ -1,0 +1,8 @@
+"""Volumes and secrets"""
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    pass
