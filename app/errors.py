@@ -14,6 +14,7 @@
     └── EngineError                   from an engine to the reconciler
         ├── EngineUnavailable         the engine does not answer
         ├── ImageMissing              an image is not on the engine
+        ├── PodGone                   a pod, or a container of it, is not there any more
         ├── EngineOutOfSpace          the engine's disk is full
         └── ImageBuildError           a step of an image's build failed (`app.engines.images`)
 
@@ -95,6 +96,14 @@ class ImageMissing(EngineError):
     def __init__(self, image: str) -> None:
         super().__init__(f"Image {image} is not on the engine. Build the sandbox images with `sandgate images build`.")
         self.image = image
+
+
+class PodGone(EngineError):
+    """A pod that should be there is not, or a container of it is missing: somebody else removed it."""
+
+    def __init__(self, pod_id: str) -> None:
+        super().__init__(f"Pod {pod_id} is gone, or a container of it is.")
+        self.pod_id = pod_id
 
 
 class EngineOutOfSpace(EngineError):

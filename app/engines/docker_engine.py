@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import docker
@@ -22,9 +22,11 @@ from app.engines.docker_pods import PodNetwork
 from app.engines.interface import ContainerSpec, ContainerState, EngineInfo, Pod, PodSpec
 from app.engines.network_guard import AllowedTarget
 from app.engines.pod_start import PodStart
-from app.errors import EngineError
+from app.errors import EngineError, PodGone
 
 _CHECK_TIMEOUT_S = 5
+_HALT_GRACE_S = 2
+_SNAPSHOT_S = 600
 _SWEEPS = 10
 """Rounds of a stop. Two are the rule; more while the engine still carries out what a killed control plane began."""
 
@@ -162,6 +164,64 @@ class DockerEngine:
             await _all_of([self._remove(container["Id"], pod_id) for container in containers])
         raise EngineError(f"Pod {pod_id} could not be removed: something goes on making containers of it.")
 
+    async def pause(self, pod_id: str) -> None:
+        async def freeze(name: str, state: ContainerState) -> None:
+            if state == "running":
+                await self._client.call(lambda api: api.pause(name), doing=f"pause {name}")
+
+        await self._on_each(pod_id, freeze)
+
+    async def halt(self, pod_id: str) -> None:
+        async def end(name: str, state: ContainerState) -> None:
+            if state == "paused":  # the engine ends no container that cannot take the signal
+                await self._client.call(lambda api: api.unpause(name), doing=f"unpause {name}")
+            if state in ("running", "paused"):
+                await self._client.call(lambda api: api.stop(name, timeout=_HALT_GRACE_S), doing=f"halt {name}")
+
+        await self._on_each(pod_id, end)
+
+    async def resume(self, pod_id: str) -> Pod:
+        async def wake(name: str, state: ContainerState) -> None:
+            if state == "paused":
+                await self._client.call(lambda api: api.unpause(name), doing=f"unpause {name}")
+            elif state != "running":
+                await self._client.call(lambda api: api.start(name), doing=f"start {name} again")
+
+        pod = await self._whole_pod(pod_id)
+        if all(container.state == "paused" for container in pod.containers):
+            await self._on_each(pod_id, wake)
+        else:
+            # After a halt the first container makes the network namespace that the others join.
+            for container in pod.containers:
+                await wake(docker_pods.container_name(pod_id, container.role), container.state)
+        return await self._whole_pod(pod_id)
+
+    async def snapshot(self, pod_id: str, role: str, image: str) -> None:
+        name, _, tag = image.partition(":")
+
+        def commit(api: docker.APIClient) -> None:
+            try:
+                # The engine pauses a running container meanwhile, so that its files are those of one moment.
+                api.commit(docker_pods.container_name(pod_id, role), repository=name, tag=tag)
+            except NotFound:
+                raise PodGone(pod_id) from None
+
+        await self._client.call(commit, doing=f"save the files of {role} in pod {pod_id}", timeout_s=_SNAPSHOT_S)
+
+    async def remove_image(self, image: str) -> bool:
+        def remove(api: docker.APIClient) -> bool:
+            try:
+                api.remove_image(image)
+            except ImageNotFound:
+                return True
+            except APIError as error:
+                if error.status_code != 409:
+                    raise
+                return False
+            return True
+
+        return await self._client.call(remove, doing=f"remove image {image}")
+
     async def observe(self) -> Mapping[str, Pod]:
         return await self._client.call(self._pods, doing="list the sandboxes' containers")
 
@@ -185,6 +245,19 @@ class DockerEngine:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+    async def _whole_pod(self, pod_id: str) -> Pod:
+        """Raises: PodGone unless every container is there."""
+        pods = await self._client.call(lambda api: self._pods(api, pod_id), doing=f"look at pod {pod_id}")
+        pod = pods.get(pod_id)
+        if pod is None or any(container.state == "absent" for container in pod.containers):
+            raise PodGone(pod_id)
+        return pod
+
+    async def _on_each(self, pod_id: str, work: Callable[[str, ContainerState], Coroutine[Any, Any, None]]) -> None:
+        """Call `work` with name and state of each container, side by side. Raises: PodGone."""
+        pod = await self._whole_pod(pod_id)
+        await _all_of(work(docker_pods.container_name(pod_id, c.role), c.state) for c in pod.containers)
 
     async def _remove(self, container: str, pod_id: str) -> None:
         await self._client.call(

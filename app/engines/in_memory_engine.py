@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from app.engines.interface import ContainerState, ContainerStatus, EngineInfo, Pod, PodSpec
-from app.errors import EngineError, EngineUnavailable, ImageMissing
+from app.errors import EngineError, EngineUnavailable, ImageMissing, PodGone
 
 _ON_THE_WAY_UP: Mapping[ContainerState, tuple[ContainerState, ...]] = {
     "absent": ("created", "running"),
@@ -39,7 +39,7 @@ class InMemoryEngine:
         """`images` maps an image to its files by path."""
         self.is_away = False
         """While set, every verb raises EngineUnavailable."""
-        self._images = images
+        self._images = dict(images)
         self._address_of = address_of
         self._pods: dict[str, _PodInMemory] = {}
 
@@ -81,6 +81,38 @@ class InMemoryEngine:
     async def stop(self, pod_id: str) -> None:
         await self._answer(f"stop pod {pod_id}")
         self._pods.pop(pod_id, None)
+
+    async def pause(self, pod_id: str) -> None:
+        await self._move(pod_id, {"running": "paused"})
+
+    async def halt(self, pod_id: str) -> None:
+        await self._move(pod_id, {"running": "exited", "paused": "exited"})
+
+    async def resume(self, pod_id: str) -> Pod:
+        return self._seen(await self._move(pod_id, {"paused": "running", "exited": "running", "created": "running"}))
+
+    async def snapshot(self, pod_id: str, role: str, image: str) -> None:
+        pod = await self._move(pod_id, {})
+        spec = next(container for container in pod.spec.containers if container.role == role)
+        self._images[image] = self._images[spec.image]
+
+    async def remove_image(self, image: str) -> bool:
+        await self._answer(f"remove image {image}")
+        if any(container.image == image for pod in self._pods.values() for container in pod.spec.containers):
+            return False
+        self._images.pop(image, None)
+        return True
+
+    async def _move(self, pod_id: str, states: Mapping[ContainerState, ContainerState]) -> _PodInMemory:
+        """Take every container of the pod from a state that is a key to its value."""
+        await self._answer(f"find pod {pod_id}")
+        pod = self._pods.get(pod_id)
+        if pod is None or any(status.state == "absent" for status in pod.statuses.values()):
+            raise PodGone(pod_id)
+        for role, status in pod.statuses.items():
+            if status.state in states:
+                pod.statuses[role] = ContainerStatus(role=role, state=states[status.state])
+        return pod
 
     async def observe(self) -> Mapping[str, Pod]:
         await self._answer("list pods")

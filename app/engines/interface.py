@@ -123,6 +123,29 @@ class Engine(Protocol):
         """Kill and remove the pod's containers and volumes, whatever their state."""
         ...
 
+    async def pause(self, pod_id: str) -> None:
+        """Freeze every process of the pod; memory, files and address stay. Raises: PodGone."""
+        ...
+
+    async def halt(self, pod_id: str) -> None:
+        """End every process of the pod, with 2 s to do so by itself; only files stay. Raises: PodGone."""
+        ...
+
+    async def resume(self, pod_id: str) -> Pod:
+        """Let a paused or halted pod run again. After a halt its address may be another one. Raises: PodGone."""
+        ...
+
+    async def snapshot(self, pod_id: str, role: str, image: str) -> None:
+        """Keep a container's files, as they are at one moment, as an image of that name.
+
+        The container may run, be paused or be halted, and is so afterwards. Raises: PodGone, EngineOutOfSpace.
+        """
+        ...
+
+    async def remove_image(self, image: str) -> bool:
+        """Remove an image of this name; silent if there is none. False if a container still needs it."""
+        ...
+
     async def observe(self) -> Mapping[str, Pod]:
         """All pods of this installation by pod id, in one call to the engine; half-made ones too."""
         ...

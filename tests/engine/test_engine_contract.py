@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from app.engines.interface import ContainerStatus
-from app.errors import EngineError, ImageMissing
+from app.errors import EngineError, ImageMissing, PodGone
 from tests.engine.subjects import LINES, Subject, container, pod, states, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -179,3 +179,49 @@ async def test_reading_from_an_absent_image_names_it(subject: Subject) -> None:
 
 async def _is_begun(subject: Subject, pod_id: str) -> bool:
     return pod_id in await subject.engine.observe()
+
+
+async def test_a_paused_pod_goes_on_where_it_was(subject: Subject) -> None:
+    started = await subject.engine.start(pod("nap", container(subject.image, "a"), container(subject.image, "b")))
+    for _ in range(2):
+        await subject.engine.pause("nap")
+        assert states((await subject.engine.observe())["nap"]) == {"a": "paused", "b": "paused"}
+    for _ in range(2):
+        assert await subject.engine.resume("nap") == started
+
+
+async def test_a_halted_pod_runs_again(subject: Subject) -> None:
+    await subject.engine.start(pod("halt", container(subject.image, "a"), container(subject.image, "b")))
+    await subject.engine.pause("halt")
+    for _ in range(2):
+        await subject.engine.halt("halt")
+        assert states((await subject.engine.observe())["halt"]) == {"a": "exited", "b": "exited"}
+    resumed = await subject.engine.resume("halt")
+    assert resumed.is_running
+    assert await subject.engine.observe() == {"halt": resumed}
+
+
+async def test_a_pod_that_lost_a_container_cannot_be_paused_halted_or_resumed(subject: Subject) -> None:
+    await subject.engine.start(pod("torn", container(subject.image, "a"), container(subject.image, "b")))
+    await subject.remove_container("torn", "b")
+    for verb in (subject.engine.pause, subject.engine.halt, subject.engine.resume):
+        for pod_id in ("torn", "unknown"):
+            with pytest.raises(PodGone, match=pod_id):
+                await verb(pod_id)
+
+
+async def test_a_pod_starts_from_a_snapshot_of_another(subject: Subject) -> None:
+    await subject.engine.start(pod("model", container(subject.image)))
+    await subject.engine.snapshot("model", "only", "sandgate-test/snapshot:model")
+    assert (await subject.engine.observe())["model"].is_running
+    try:
+        await subject.engine.start(pod("copy", container("sandgate-test/snapshot:model")))
+        assert not await subject.engine.remove_image("sandgate-test/snapshot:model")
+        await subject.engine.stop("copy")
+    finally:
+        await subject.engine.stop("copy")
+        for _ in range(2):
+            assert await subject.engine.remove_image("sandgate-test/snapshot:model")
+    assert not await subject.engine.has_image("sandgate-test/snapshot:model")
+    with pytest.raises(PodGone, match="unknown"):
+        await subject.engine.snapshot("unknown", "only", "sandgate-test/snapshot:none")
