@@ -5,35 +5,31 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import docker
 import typer
 import uvicorn
 from docker.errors import DockerException
-from rich.console import Console
 from rich.table import Table
 
 from app.accounts import Accounts
 from app.build_display import BuildDisplay
-from app.catalog import describe
+from app.cli_catalog import catalog
 from app.database import Database
 from app.doctor import diagnose
 from app.edge.edge import Edge
 from app.engines.images import ImageBuilder, ImageTags
 from app.engines.installation import install_engine
 from app.errors import SandgateError
-from app.home import home_locked, make_home
+from app.home import home_locked
 from app.logs import configure_logging
 from app.main import (
     check_start,
-    database_url,
-    ensure_first_key,
     make_app,
-    make_catalog,
     make_engine,
     make_vault,
     public_url,
@@ -41,8 +37,7 @@ from app.main import (
 )
 from app.sandboxes.store import Store
 from app.settings import ROOT, Settings, read_settings
-
-T = TypeVar("T")
+from app.terminal import console, out, with_database
 
 # Clients keep idle connections for up to 300 s (E2B SDKs); the server must not be the one to close them first.
 _KEEP_ALIVE_S = 310
@@ -53,14 +48,10 @@ _BACKLOG = 2048
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A sandbox and every MCP server behind one URL.")
 keys = typer.Typer(no_args_is_help=True, help="API keys, and the key that encrypts what is stored.")
-catalog = typer.Typer(no_args_is_help=True, help="MCP servers that can be named in `mcp`.")
 images = typer.Typer(no_args_is_help=True, help="The images sandboxes are made of.")
 app.add_typer(keys, name="keys")
 app.add_typer(catalog, name="catalog")
 app.add_typer(images, name="images")
-
-_console = Console(stderr=True, highlight=False)
-_out = Console(highlight=False)
 
 
 def main() -> None:
@@ -113,7 +104,7 @@ def doctor() -> None:
         table.add_row(mark, f"[bold]{finding.subject}[/]", finding.message)
         if finding.remedy:
             table.add_row("", "", f"[yellow]→ {finding.remedy}[/]")
-    _out.print(table)
+    out.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -135,7 +126,7 @@ def uninstall() -> None:
 
     with home_locked(settings.home):
         asyncio.run(remove())
-    _out.print(
+    out.print(
         f"Nothing of this installation is left on the container engine. {settings.home} and the images stay.",
         soft_wrap=True,
     )
@@ -150,22 +141,22 @@ def create_key(name: Annotated[str, typer.Argument(help="To tell it from others 
         team = await accounts.default_team() or await accounts.create_team("default")
         return await accounts.create_key(team, name)
 
-    _out.print(_with_database(create))
+    out.print(with_database(create))
 
 
 @keys.command("list")
 def list_keys() -> None:
     """Show the API keys, without the keys themselves."""
     table = Table("id", "name", "ends in", "created", box=None)
-    for key in _with_database(lambda database: Accounts(database).list_keys()):
+    for key in with_database(lambda database: Accounts(database).list_keys()):
         table.add_row(key.id, key.name, key.hint, f"{key.created_at:%Y-%m-%d %H:%M} UTC")
-    _out.print(table)
+    out.print(table)
 
 
 @keys.command("delete")
 def delete_key(key_id: Annotated[str, typer.Argument(help="From `sandgate keys list`.")]) -> None:
     """Delete an API key; requests with it are refused from then on."""
-    if not _with_database(lambda database: Accounts(database).delete_key(key_id)):
+    if not with_database(lambda database: Accounts(database).delete_key(key_id)):
         raise SandgateError(f"There is no key {key_id}. `sandgate keys list` shows all.")
 
 
@@ -176,20 +167,9 @@ def rotate_encryption() -> None:
     with home_locked(settings.home):
         vault = make_vault(settings)
         vault.add_key()
-        renewed = _with_database(lambda database: Store(database, vault).renew_secrets())
+        renewed = with_database(lambda database: Store(database, vault).renew_secrets())
         vault.forget_old_keys()
-    _out.print(f"{renewed} stored secrets encrypted anew.")
-
-
-@catalog.command("list")
-def list_catalog() -> None:
-    """Show the MCP servers that can be named in `mcp`."""
-    table = Table("key", "runs in", "required", "what it is", box=None)
-    for item in map(describe, make_catalog(read_settings())):
-        required = item["required"]
-        needed = ", ".join(map(str, required)) if isinstance(required, list) else ""
-        table.add_row(str(item["key"]), str(item["placement"]), needed, str(item["title"]))
-    _out.print(table)
+    out.print(f"{renewed} stored secrets encrypted anew.")
 
 
 @images.command("build")
@@ -199,7 +179,7 @@ def build_images() -> None:
     _ensure_engine(settings)
     tags = _ensure_images(settings)
     for tag in (tags.base, tags.workspace, tags.gateway):
-        _out.print(tag)
+        out.print(tag)
 
 
 class _Server(uvicorn.Server):
@@ -213,7 +193,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            _console.print(_welcome(public_url(self._settings), self._settings.home / "api-key"), soft_wrap=True)
+            console.print(_welcome(public_url(self._settings), self._settings.home / "api-key"), soft_wrap=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().call_later(_STREAMS_END_S, self._edge.close_streams)
@@ -254,7 +234,7 @@ def _listen(host: str, port: int, setting: str) -> socket.socket:
 
 def _ensure_engine(settings: Settings) -> None:
     if not _engine_answers():
-        install_engine(_console.print, answers=_engine_answers, log_file=settings.home / "dockerd.log")
+        install_engine(console.print, answers=_engine_answers, log_file=settings.home / "dockerd.log")
 
 
 def _engine_answers() -> bool:
@@ -276,25 +256,10 @@ def _ensure_images(settings: Settings) -> ImageTags:
         )
         if not builder.missing():
             return sandbox_images(settings)
-        with BuildDisplay(_console) as display:
+        with BuildDisplay(console) as display:
             return builder.build(display.report)
     finally:
         client.close()
-
-
-def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
-    async def run() -> T:
-        settings = read_settings()
-        make_home(settings.home)
-        database = Database(database_url(settings))
-        try:
-            await database.migrate()
-            await ensure_first_key(Accounts(database), settings.home)
-            return await work(database)
-        finally:
-            await database.aclose()
-
-    return asyncio.run(run())
 
 
 @contextmanager
@@ -302,5 +267,5 @@ def _errors_for_people() -> Iterator[None]:
     try:
         yield
     except SandgateError as error:
-        _console.print(f"[red]{error}[/]", markup=True)
+        console.print(f"[red]{error}[/]", markup=True)
         sys.exit(1)
