@@ -19,6 +19,7 @@ from app.engines.docker_client import DockerClient
 from app.engines.docker_helpers import HelperContainers, remove_container
 from app.engines.docker_networks import DockerNetworks
 from app.engines.docker_pods import PodNetwork
+from app.engines.docker_volumes import DockerVolumes, check_volume, remove_volume
 from app.engines.interface import ContainerSpec, ContainerState, EngineInfo, Pod, PodSpec
 from app.engines.network_guard import AllowedTarget
 from app.engines.pod_start import PodStart
@@ -62,6 +63,7 @@ class DockerEngine:
             guard_image=guard_image,
             allowed=[AllowedTarget.parse(entry) for entry in egress_allow],
         )
+        self._volumes = DockerVolumes(self._client, self._helpers, installation, image=guard_image)
         self._starts: dict[str, PodStart] = {}
 
     async def check(self) -> EngineInfo:
@@ -235,11 +237,22 @@ class DockerEngine:
 
         return await self._client.call(read, doing=f"read the log of {role} in pod {pod_id}")
 
-    async def remove_installation(self) -> None:
-        """Stop every pod and remove the networks and the rules: nothing of this installation stays but images."""
+    async def create_volume(self, name: str) -> None:
+        await self._volumes.create(name)
+
+    async def remove_volume(self, name: str) -> bool:
+        return await self._volumes.remove(name)
+
+    async def volumes(self) -> frozenset[str]:
+        return await self._volumes.names()
+
+    async def remove_installation(self, *, with_volumes: bool = False) -> None:
         for pod_id in await self.observe():
             await self.stop(pod_id)
         await self._remove_orphaned_volumes()
+        if with_volumes:
+            for volume in await self._volumes.names():
+                await self._volumes.remove(volume)
         await self._networks.remove()
         await self._helpers.remove_all()
 
@@ -268,7 +281,7 @@ class DockerEngine:
         """False if a container holds one that the caller has not seen."""
 
         def remove(api: docker.APIClient) -> bool:
-            return [volume for volume in self._volumes(api, pod_id) if not _remove_volume(api, volume)] == []
+            return [volume for volume in self._pod_volumes(api, pod_id) if not remove_volume(api, volume)] == []
 
         return await self._client.call(remove, doing=f"remove volumes of pod {pod_id}")
 
@@ -276,8 +289,8 @@ class DockerEngine:
         """Those of pods without a container, which `observe` does not show: what a stop that was cut short leaves."""
 
         def remove(api: docker.APIClient) -> None:
-            for volume in self._volumes(api):
-                _remove_volume(api, volume)
+            for volume in self._pod_volumes(api):
+                remove_volume(api, volume)
 
         await self._client.call(remove, doing="remove volumes without a pod")
 
@@ -294,7 +307,7 @@ class DockerEngine:
     def _pods(self, api: docker.APIClient, pod_id: str | None = None) -> dict[str, Pod]:
         return docker_pods.pods_from_listing(self._list(api, pod_id))
 
-    def _volumes(self, api: docker.APIClient, pod_id: str | None = None) -> list[str]:
+    def _pod_volumes(self, api: docker.APIClient, pod_id: str | None = None) -> list[str]:
         filters = docker_pods.label_filter(self._installation, pod_id)
         return [volume["Name"] for volume in api.volumes(filters=filters)["Volumes"] or ()]
 
@@ -302,6 +315,8 @@ class DockerEngine:
         self, api: docker.APIClient, spec: PodSpec, container: ContainerSpec, network: PodNetwork, *, made: bool
     ) -> None:
         if not made:
+            for mount in container.mounts:
+                check_volume(api, self._installation, mount.volume)
             config = _image_config(api, container.image) if container.entrypoint_prefix else None
             arguments = docker_pods.container_arguments(self._installation, spec, container, image_config=config)
             host = docker_pods.host_arguments(
@@ -329,19 +344,6 @@ async def _all_of(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
     else:
         return
     raise first
-
-
-def _remove_volume(api: docker.APIClient, volume: str) -> bool:
-    """False if a container holds it, running or not."""
-    try:
-        api.remove_volume(volume)
-    except NotFound:
-        return True
-    except APIError as error:
-        if error.status_code != 409:
-            raise
-        return False
-    return True
 
 
 def _image_config(api: docker.APIClient, image: str) -> Mapping[str, Any]:

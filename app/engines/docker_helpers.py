@@ -12,6 +12,7 @@ from typing import Any
 
 import docker
 from docker.errors import APIError, NotFound
+from docker.types import Mount
 
 from app.engines.docker_client import DockerClient
 from app.errors import EngineError
@@ -23,6 +24,8 @@ _LEFT_BEHIND_S = 120
 """A helper of this age has lost the process that made it."""
 _LARGEST_FILE = 16 * 1024 * 1024
 _MOST_LINKS = 8
+_VOLUME_AT = "volume"
+"""Where a helper sees a volume, relative to its root."""
 
 
 class HelperContainers:
@@ -42,6 +45,10 @@ class HelperContainers:
     async def read_file(self, image: str, path: str) -> bytes:
         doing = f"read {path} from image {image}"
         return await self._client.call(lambda api: self._read_file(api, image, path), doing=doing, image=image)
+
+    async def open_volume(self, image: str, volume: str, *, doing: str) -> None:
+        """Let every user write to a volume's root directory. Safe to repeat."""
+        await self._client.call(lambda api: self._open_volume(api, image, volume), doing=doing, image=image)
 
     async def remove_all(self) -> None:
         """Those of this installation that a killed process left behind. Safe to repeat."""
@@ -91,6 +98,18 @@ class HelperContainers:
                 chunks.close()
                 found = posixpath.join(posixpath.dirname(found), stat["linkTarget"])
         raise EngineError(f"{path} in image {image} is behind too many symbolic links.")
+
+    def _open_volume(self, api: docker.APIClient, image: str, volume: str) -> None:
+        mount = Mount(target=f"/{_VOLUME_AT}", source=volume, type="volume", no_copy=True)
+        arguments = {"network_disabled": True, "host_config": api.create_host_config(mounts=[mount])}
+        root = tarfile.TarInfo(_VOLUME_AT)
+        root.type = tarfile.DIRTYPE
+        root.mode = 0o777
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            tar.addfile(root)
+        with self._container(api, image, arguments) as never_started:
+            api.put_archive(never_started, "/", buffer.getvalue())
 
     @contextmanager
     def _container(self, api: docker.APIClient, image: str, arguments: Mapping[str, Any]) -> Iterator[str]:

@@ -51,6 +51,11 @@ def volume_name(pod_id: str, volume: str) -> str:
     return f"sandgate-{pod_id}-{volume}"
 
 
+def kept_volume_name(installation: str, volume: str) -> str:
+    """Of a volume that outlives pods."""
+    return f"sandgate-{installation}-volume-{volume}"
+
+
 def label_filter(installation: str, pod_id: str | None = None) -> dict[str, list[str]]:
     labels = [f"{INSTALLATION_LABEL}={installation}"]
     labels.append(f"{POD_LABEL}={pod_id}" if pod_id else POD_LABEL)
@@ -137,6 +142,16 @@ def host_arguments(
                 driver_config=DriverConfig("local", _VOLUME_OPTIONS),
             )
             for volume, path in container.volumes.items()
+        ]
+        + [
+            Mount(
+                target=mount.path,
+                source=kept_volume_name(installation, mount.volume),
+                type="volume",
+                no_copy=True,
+                read_only=mount.read_only,
+            )
+            for mount in container.mounts
         ],
     }
 

@@ -42,6 +42,7 @@ class InMemoryEngine:
         self._images = dict(images)
         self._address_of = address_of
         self._pods: dict[str, _PodInMemory] = {}
+        self._volumes: set[str] = set()
 
     async def check(self) -> EngineInfo:
         await self._answer("ask for the engine's version")
@@ -71,6 +72,8 @@ class InMemoryEngine:
         for container in spec.containers:
             if container.image not in self._images:
                 raise ImageMissing(container.image)
+            if gone := [mount.volume for mount in container.mounts if mount.volume not in self._volumes]:
+                raise EngineError(f"Volume {gone[0]} is not on the engine.")
             for state in _ON_THE_WAY_UP[pod.statuses[container.role].state]:
                 await self._answer(f"start container {container.role}")
                 if self._pods.get(spec.pod_id) is not pod:
@@ -129,9 +132,27 @@ class InMemoryEngine:
         lines = pod.output.get(role, []) if pod else []
         return "".join(f"{line}\n" for line in lines[-tail:])
 
-    async def remove_installation(self) -> None:
+    async def create_volume(self, name: str) -> None:
+        await self._answer(f"create volume {name}")
+        self._volumes.add(name)
+
+    async def remove_volume(self, name: str) -> bool:
+        await self._answer(f"remove volume {name}")
+        containers = [container for pod in self._pods.values() for container in pod.spec.containers]
+        if any(mount.volume == name for container in containers for mount in container.mounts):
+            return False
+        self._volumes.discard(name)
+        return True
+
+    async def volumes(self) -> frozenset[str]:
+        await self._answer("list volumes")
+        return frozenset(self._volumes)
+
+    async def remove_installation(self, *, with_volumes: bool = False) -> None:
         await self._answer("remove the installation")
         self._pods.clear()
+        if with_volumes:
+            self._volumes.clear()
 
     async def aclose(self) -> None:
         return

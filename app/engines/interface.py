@@ -34,6 +34,16 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeMount:
+    """A volume made by `Engine.create_volume`, at a path of one container. Any number of containers may share it."""
+
+    volume: str
+    path: str
+    """Absolute; made if it is not there."""
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
     role: str
     """`gateway`, `workspace` or `server-<n>`; unique in the pod, `[a-z0-9-]+`."""
@@ -47,6 +57,8 @@ class ContainerSpec:
     files: tuple[File, ...] = ()
     volumes: Mapping[str, str] = field(default_factory=dict)
     """Pod-local volume name -> path in the container. Volumes are in memory, world-writable, and go with the pod."""
+    mounts: tuple[VolumeMount, ...] = ()
+    """Volumes that outlive the pod. Each must be there when the container is made."""
     new_privileges: bool = False
     """Whether set-uid programs work (sudo in the workspace)."""
     capabilities: tuple[str, ...] = ()
@@ -154,8 +166,24 @@ class Engine(Protocol):
         """The last lines a container wrote, stdout and stderr together; empty if there is none."""
         ...
 
-    async def remove_installation(self) -> None:
-        """Undo `prepare` and remove every pod: nothing of this installation is left but its images. Safe to repeat."""
+    async def create_volume(self, name: str) -> None:
+        """Make an empty volume that outlives pods; every user may write to its root. `name` is `[a-z0-9_.-]+`.
+
+        One that is there keeps its content. Raises: ImageMissing before the images are built.
+        """
+        ...
+
+    async def remove_volume(self, name: str) -> bool:
+        """Remove a volume and what is in it; silent if there is none. False if a container holds it, running or not."""
+        ...
+
+    async def volumes(self) -> frozenset[str]:
+        """Names of all volumes of this installation that outlive pods."""
+        ...
+
+    async def remove_installation(self, *, with_volumes: bool = False) -> None:
+        """Undo `prepare` and remove every pod: nothing of this installation is left but its images and, unless asked
+        for, the volumes that outlive pods. Safe to repeat."""
         ...
 
     async def aclose(self) -> None: ...

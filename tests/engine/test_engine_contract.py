@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from app.engines.interface import ContainerStatus
+from app.engines.interface import ContainerStatus, VolumeMount
 from app.errors import EngineError, ImageMissing, PodGone
 from tests.engine.subjects import LINES, Subject, container, pod, states, until
 
@@ -225,3 +225,28 @@ async def test_a_pod_starts_from_a_snapshot_of_another(subject: Subject) -> None
     assert not await subject.engine.has_image("sandgate-test/snapshot:model")
     with pytest.raises(PodGone, match="unknown"):
         await subject.engine.snapshot("unknown", "only", "sandgate-test/snapshot:none")
+
+
+async def test_a_volume_outlives_the_pods_that_share_it(subject: Subject) -> None:
+    await subject.engine.create_volume("kept")
+    try:
+        mounted = container(subject.image, mounts=(VolumeMount(volume="kept", path="/data"),))
+        await subject.engine.start(pod("one", mounted))
+        await subject.engine.start(pod("other", mounted))
+        assert await subject.engine.remove_volume("kept") is False
+        await subject.engine.stop("one")
+        await subject.engine.stop("other")
+        await subject.engine.create_volume("kept")
+        assert await subject.engine.volumes() == {"kept"}
+    finally:
+        assert await subject.engine.remove_volume("kept") is True
+    assert await subject.engine.volumes() == frozenset()
+    assert await subject.engine.remove_volume("kept") is True
+
+
+async def test_a_pod_that_mounts_a_volume_which_is_gone_is_not_started(subject: Subject) -> None:
+    mounted = container(subject.image, mounts=(VolumeMount(volume="never-made", path="/data"),))
+    with pytest.raises(EngineError, match="never-made"):
+        await subject.engine.start(pod("without", mounted))
+    await subject.engine.stop("without")
+    assert await subject.engine.volumes() == frozenset()
