@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from app.engines.interface import ContainerState, ContainerStatus, EngineInfo, Pod, PodSpec
+from app.engines.interface import ContainerState, ContainerStatus, EgressRules, EngineInfo, Pod, PodSpec
 from app.errors import EngineError, EngineUnavailable, ImageMissing, PodGone
 
 _ON_THE_WAY_UP: Mapping[ContainerState, tuple[ContainerState, ...]] = {
@@ -117,6 +117,15 @@ class InMemoryEngine:
                 pod.statuses[role] = ContainerStatus(role=role, state=states[status.state])
         return pod
 
+    async def set_network(self, pod_id: str, rules: EgressRules) -> None:
+        await self._answer(f"set the network rules of pod {pod_id}")
+        pod = self._pods.get(pod_id)
+        if pod is None or self._seen(pod).address is None:
+            raise EngineError(f"Pod {pod_id} does not run, so it can be given no network rules.")
+        if not pod.spec.egress:
+            raise EngineError(f"Pod {pod_id} was started without egress, so there is nothing to rule.")
+        pod.spec = replace(pod.spec, egress_rules=rules)
+
     async def observe(self) -> Mapping[str, Pod]:
         await self._answer("list pods")
         # As with a real engine there is nothing to see of a pod before its first container is made.
@@ -169,7 +178,7 @@ class InMemoryEngine:
         self._pods[pod_id].output.setdefault(role, []).append(line)
 
     def spec_of(self, pod_id: str) -> PodSpec:
-        """What the pod was started with."""
+        """What the pod was started with, and the network rules it has now."""
         return self._pods[pod_id].spec
 
     async def _answer(self, doing: str) -> None:

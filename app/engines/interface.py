@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
 from typing import Literal, Protocol
 
 ContainerState = Literal["absent", "created", "running", "paused", "exited"]
@@ -67,12 +68,27 @@ class ContainerSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EgressRules:
+    """What one pod with egress may reach. What the engine forbids to every pod stays forbidden whatever they say."""
+
+    allowed: tuple[IPv4Network, ...] = ()
+    """Open even where `denied` says otherwise."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names in lower case, `*.example.com` for every name below it, or `*`. Open for HTTP on port 80 and TLS on 443."""
+    denied: tuple[IPv4Network, ...] = ()
+    name_servers: tuple[IPv4Address, ...] | None = None
+    """Open on every port while there are `allowed_hosts`. None: the engine's own name servers, on port 53."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PodSpec:
     pod_id: str
     containers: tuple[ContainerSpec, ...]
     """Started in this order; the first owns the network namespace."""
     egress: bool = True
     """Whether the internet can be reached from the pod."""
+    egress_rules: EgressRules = EgressRules()
+    """In force from the pod's first packet; `set_network` replaces them. Of no effect without `egress`."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Never a secret: anyone with access to the engine reads them."""
 
@@ -156,6 +172,15 @@ class Engine(Protocol):
 
     async def remove_image(self, image: str) -> bool:
         """Remove an image of this name; silent if there is none. False if a container still needs it."""
+        ...
+
+    async def set_network(self, pod_id: str, rules: EgressRules) -> None:
+        """Replace the rules of a running or paused pod, for its open connections too. Returns once they are in force.
+
+        They last as long as the pod and outlive the control plane, but not a restart of the engine's host or a flush of
+        its packet filter; what was set by this process is then renewed by `prepare`. So a new control plane gives every
+        pod that it adopts its rules again. Raises: EngineError for a pod that is absent or has no egress.
+        """
         ...
 
     async def observe(self) -> Mapping[str, Pod]:
