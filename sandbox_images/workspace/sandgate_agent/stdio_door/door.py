@@ -1,4 +1,7 @@
-"""The stdio door (ARCHITECTURE.md, section 6.2): the gateway's way to run an MCP server beside the agent's files."""
+"""The stdio door (ARCHITECTURE.md, section 6.2): the gateway's way to run an MCP server beside the agent's files.
+
+The edge comes by it too, to what listens on loopback only.
+"""
 
 import asyncio
 import contextlib
@@ -16,6 +19,7 @@ from sandgate_agent.nonblocking import CHUNK
 from sandgate_agent.paths import resolve_path
 from sandgate_agent.processes.child import Command
 from sandgate_agent.stdio_door.custom_servers import CustomServers, InstallError
+from sandgate_agent.stdio_door.dial import dial, parse_dial
 from sandgate_agent.stdio_door.frames import FrameWriter
 from sandgate_agent.stdio_door.request import DoorRequest, decode_line, parse_door_request
 from sandgate_agent.stdio_door.run import run_command
@@ -73,10 +77,12 @@ class StdioDoor:
         try:
             async with asyncio.timeout(_LINE_TIMEOUT_S):
                 message = decode_line(await reader.readuntil(b"\n"))
-            if self._configuration.is_stdio_token(text(message, "token")):
-                await self._run(message, reader, FrameWriter(writer))
-            else:
+            if not self._configuration.is_stdio_token(text(message, "token")):
                 _log.warning("door_connection_refused")
+            elif "dial" in message:
+                await dial(parse_dial(message), writer)
+            else:
+                await self._run(message, reader, FrameWriter(writer))
         except (TimeoutError, AgentError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             _log.warning("door_connection_without_request")
         except ConnectionError:
