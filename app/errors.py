@@ -16,6 +16,7 @@
         ├── ImageMissing              an image is not on the engine
         ├── PodGone                   a pod, or a container of it, is not there any more
         ├── EngineOutOfSpace          the engine's disk is full
+        ├── ImagePullError            a registry does not give an image (`app.engines.builds`)
         └── ImageBuildError           a step of an image's build failed (`app.engines.images`)
 
 A message says what happened, to which server, field or sandbox, and what to do. It never holds a credential's value.

@@ -15,6 +15,7 @@ import docker
 from docker.errors import APIError, ImageNotFound, NotFound
 
 from app.engines import docker_pods
+from app.engines.docker_builds import TRANSFER_S, DockerBuilds
 from app.engines.docker_client import DockerClient
 from app.engines.docker_helpers import HelperContainers, remove_container
 from app.engines.docker_networks import DockerNetworks
@@ -65,6 +66,12 @@ class DockerEngine:
         )
         self._volumes = DockerVolumes(self._client, self._helpers, installation, image=guard_image)
         self._starts: dict[str, PodStart] = {}
+        self.builds = DockerBuilds(
+            DockerClient(base_url=base_url, max_workers=max_workers, timeout_s=TRANSFER_S),
+            self._networks,
+            installation,
+            runtime=runtime,
+        )
 
     async def check(self) -> EngineInfo:
         version = await self._client.call(
@@ -247,6 +254,7 @@ class DockerEngine:
         return await self._volumes.names()
 
     async def remove_installation(self, *, with_volumes: bool = False) -> None:
+        await self.builds.remove_containers()
         for pod_id in await self.observe():
             await self.stop(pod_id)
         await self._remove_orphaned_volumes()
@@ -257,6 +265,7 @@ class DockerEngine:
         await self._helpers.remove_all()
 
     async def aclose(self) -> None:
+        await self.builds.aclose()
         await self._client.aclose()
 
     async def _whole_pod(self, pod_id: str) -> Pod:

@@ -11,7 +11,7 @@ from typing import Any
 
 from docker.types import DriverConfig, LogConfig, Mount
 
-from app.engines.interface import ContainerSpec, ContainerState, ContainerStatus, File, Pod, PodSpec
+from app.engines.interface import ContainerSpec, ContainerState, ContainerStatus, File, Limits, Pod, PodSpec
 
 INSTALLATION_LABEL = "sandgate.installation"
 POD_LABEL = "sandgate.pod"
@@ -54,6 +54,11 @@ def volume_name(pod_id: str, volume: str) -> str:
 def kept_volume_name(installation: str, volume: str) -> str:
     """Of a volume that outlives pods."""
     return f"sandgate-{installation}-volume-{volume}"
+
+
+def shared_volume_name(volume: str) -> str:
+    """Of a volume that belongs to the whole engine."""
+    return f"sandgate-{volume}"
 
 
 def label_filter(installation: str, pod_id: str | None = None) -> dict[str, list[str]]:
@@ -107,29 +112,14 @@ def host_arguments(
     """Keyword arguments of `APIClient.create_host_config`."""
     owner = spec.containers[0]
     if container is owner:
-        attachment: dict[str, Any] = {
-            "network_mode": network.name,
-            "sysctls": dict(network.sysctls),
-            "dns": list(network.dns),
-            "dns_opt": list(network.dns_options),
-        }
+        attachment = attachment_arguments(network)
     else:
         # By name, which is known before the owner is made, and as good as its id: a new owner means a new pod.
         attachment = {"network_mode": f"container:{container_name(spec.pod_id, owner.role)}"}
-    memory = container.limits.memory_mib * _MIB
-    return attachment | {
-        "init": True,
+    return {
+        **attachment,
+        **confinement_arguments(container.limits, container.capabilities, new_privileges=container.new_privileges),
         "runtime": runtime,
-        "cap_drop": ["ALL"],
-        "cap_add": list(container.capabilities),
-        "security_opt": [] if container.new_privileges else ["no-new-privileges"],
-        "mem_limit": memory,
-        "memswap_limit": memory,
-        # A quota, because Docker refuses `NanoCpus` above the number of CPUs of its host.
-        "cpu_period": _CPU_PERIOD_US,
-        "cpu_quota": int(container.limits.cpus * _CPU_PERIOD_US),
-        "pids_limit": container.limits.pids,
-        "shm_size": _SHARED_MEMORY,
         "log_config": LogConfig(type="json-file", config={"max-size": "1m", "max-file": "2"}),
         "mounts": [
             # Docker makes the volume with the first container that names it, so a volume of no container is a leftover.
@@ -153,6 +143,34 @@ def host_arguments(
             )
             for mount in container.mounts
         ],
+    }
+
+
+def attachment_arguments(network: PodNetwork) -> dict[str, Any]:
+    """Arguments of `create_host_config` for a container with a network namespace of its own."""
+    return {
+        "network_mode": network.name,
+        "sysctls": dict(network.sysctls),
+        "dns": list(network.dns),
+        "dns_opt": list(network.dns_options),
+    }
+
+
+def confinement_arguments(limits: Limits, capabilities: Iterable[str], *, new_privileges: bool) -> dict[str, Any]:
+    """Arguments of `create_host_config` that hold for whatever runs code which is not ours."""
+    memory = limits.memory_mib * _MIB
+    return {
+        "init": True,
+        "cap_drop": ["ALL"],
+        "cap_add": list(capabilities),
+        "security_opt": [] if new_privileges else ["no-new-privileges"],
+        "mem_limit": memory,
+        "memswap_limit": memory,
+        # A quota, because Docker refuses `NanoCpus` above the number of CPUs of its host.
+        "cpu_period": _CPU_PERIOD_US,
+        "cpu_quota": int(limits.cpus * _CPU_PERIOD_US),
+        "pids_limit": limits.pids,
+        "shm_size": _SHARED_MEMORY,
     }
 
 

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from app.engines.in_memory_builds import InMemoryBuilds
 from app.engines.interface import ContainerState, ContainerStatus, EgressRules, EngineInfo, Pod, PodSpec
 from app.errors import EngineError, EngineUnavailable, ImageMissing, PodGone
 
@@ -39,7 +40,8 @@ class InMemoryEngine:
         """`images` maps an image to its files by path."""
         self.is_away = False
         """While set, every verb raises EngineUnavailable."""
-        self._images = dict(images)
+        self._images: dict[str, Mapping[str, bytes]] = dict(images)
+        self.builds = InMemoryBuilds(self._images, self._answer)
         self._address_of = address_of
         self._pods: dict[str, _PodInMemory] = {}
         self._volumes: set[str] = set()

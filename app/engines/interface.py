@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from app.engines.builds import Builds
 
 ContainerState = Literal["absent", "created", "running", "paused", "exited"]
 """`absent`: belongs to the pod and is not there, because a start was cut short or somebody else removed it."""
@@ -122,6 +125,11 @@ class EngineInfo:
 
 class Engine(Protocol):
     """Every verb raises EngineUnavailable when the engine does not answer, and EngineError when it refuses."""
+
+    @property
+    def builds(self) -> Builds:
+        """The verbs for building images."""
+        ...
 
     async def check(self) -> EngineInfo:
         """Ask the engine who it is; bounded by 5 s."""

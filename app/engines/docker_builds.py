@@ -1,0 +1,241 @@
+"""Build steps on Docker Engine: create, fill, start, follow the output, commit, remove.
+
+Step containers are told from others by their names. Labels will not do: an image inherits those of the container it
+was committed from, and so does every container of that image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import tarfile
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import docker
+from docker.errors import APIError, ImageNotFound
+from docker.types import LogConfig
+
+from app.engines import docker_pods
+from app.engines.builds import (
+    BuildStep,
+    ImageFacts,
+    ImagePullError,
+    NamedImage,
+    OnOutput,
+    RegistryLogin,
+    Result,
+    Tree,
+    Upload,
+)
+from app.engines.docker_client import DockerClient
+from app.engines.docker_helpers import remove_container
+from app.engines.docker_networks import DockerNetworks
+from app.engines.docker_pods import PodNetwork
+
+T = TypeVar("T")
+
+TRANSFER_S = 1800
+"""The engine answers nothing while it copies or commits a whole image; a client for builds has to wait that long."""
+_CHUNK = 1024 * 1024
+
+
+class DockerBuilds:
+    def __init__(
+        self, client: DockerClient, networks: DockerNetworks, installation: str, *, runtime: str | None
+    ) -> None:
+        """`client` is for builds alone, since following a step's output keeps one of its threads."""
+        self._client = client
+        self._networks = networks
+        self._runtime = runtime
+        self._prefix = f"sandgate-build-{installation}-"
+
+    async def find_image(self, image: str) -> ImageFacts | None:
+        return await self._client.call(lambda api: _find_image(api, image), doing=f"look for image {image}")
+
+    async def pull(self, image: str, login: RegistryLogin | None = None) -> None:
+        name, tag = _split(image)
+        # With an empty login the SDK would send what the operator's own Docker configuration holds.
+        auth = {"username": login.username if login else "", "password": login.password if login else ""}
+
+        def pull(api: docker.APIClient) -> None:
+            try:
+                for event in api.pull(name, tag=tag, stream=True, decode=True, auth_config=auth):
+                    if "error" in event:
+                        raise ImagePullError(f"Image {image} cannot be pulled: {event['error']}")
+            except APIError as error:
+                raise ImagePullError(f"Image {image} cannot be pulled: {error.explanation or error}") from error
+
+        await self._client.call(pull, doing=f"pull image {image}", image=image)
+
+    async def run(self, step: BuildStep, on_output: OnOutput) -> int:
+        network = self._networks.for_pod(egress=True)
+        container = f"{self._prefix}{step.build_id}-{uuid4().hex[:12]}"
+        under_way: list[asyncio.Future[Any]] = []
+
+        async def call(work: Callable[[docker.APIClient], T], doing: str) -> T:
+            future = self._client.submit(work, doing=f"{doing} of build {step.build_id}", image=step.image)
+            under_way.append(future)
+            # Shielded, because cancelling the future would hide that its thread goes on.
+            return await asyncio.shield(future)
+
+        loop = asyncio.get_running_loop()
+
+        def follow(api: docker.APIClient) -> None:
+            for chunk in api.logs(container, stdout=True, stderr=True, stream=True, follow=True):
+                loop.call_soon_threadsafe(on_output, chunk)
+
+        try:
+            await call(lambda api: self._make(api, step, container, network), "make a container")
+            await call(lambda api: api.start(container), "start a container")
+            await call(follow, "follow the output")
+            code = await call(lambda api: int(api.wait(container)["StatusCode"]), "wait for the end of a step")
+            if code == 0 and (result := step.result) is not None:
+                await call(lambda api: _commit(api, container, result), "keep the files")
+            return code
+        finally:
+            await _in_spite_of_cancellation(self._remove(container, under_way))
+
+    async def images(self, repository: str) -> list[NamedImage]:
+        def listing(api: docker.APIClient) -> list[NamedImage]:
+            return [
+                NamedImage(name=name, created_at=datetime.fromtimestamp(image["Created"], UTC))
+                for image in api.images(name=repository)
+                for name in image["RepoTags"] or ()
+                if name.startswith(f"{repository}:")
+            ]
+
+        return await self._client.call(listing, doing=f"list images of {repository}")
+
+    async def remove_containers(self) -> None:
+        def remove(api: docker.APIClient) -> None:
+            for container in api.containers(all=True, filters={"name": f"^/?{re.escape(self._prefix)}"}):
+                remove_container(api, container["Id"])
+
+        await self._client.call(remove, doing="remove containers of image builds")
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def _remove(self, container: str, under_way: list[asyncio.Future[Any]]) -> None:
+        """Whatever its state, and once more when no thread can have made it meanwhile."""
+
+        async def remove() -> None:
+            await self._client.call(lambda api: remove_container(api, container), doing=f"remove {container}")
+
+        await remove()
+        if pending := [future for future in under_way if not future.done()]:
+            await asyncio.wait(pending)
+            await remove()
+        for future in under_way:
+            future.exception()  # whoever waited for it may be gone; nobody is left to hear of it
+
+    # What follows runs in a thread.
+
+    def _make(self, api: docker.APIClient, step: BuildStep, container: str, network: PodNetwork) -> None:
+        host_config = api.create_host_config(
+            **docker_pods.attachment_arguments(network),
+            **docker_pods.confinement_arguments(step.limits, step.capabilities, new_privileges=True),
+            runtime=self._runtime,
+            log_config=LogConfig(type="json-file", config={"max-size": "4m", "max-file": "2"}),
+        )
+        api.create_container(
+            step.image,
+            name=container,
+            entrypoint=[step.command[0]],
+            command=list(step.command[1:]),
+            user="0:0",
+            working_dir="/",
+            hostname="sandbox",
+            # An image that was a sandbox's snapshot has that sandbox's labels: this must not be taken for its pod.
+            labels={docker_pods.INSTALLATION_LABEL: ""},
+            healthcheck={"test": ["NONE"]},
+            use_config_proxy=False,
+            host_config=host_config,
+        )
+        for tree in step.trees:
+            _copy_tree(api, tree, container)
+        if step.files:
+            api.put_archive(container, "/", docker_pods.archive(step.files))
+        for upload in step.uploads:
+            _put_upload(api, upload, container)
+
+
+async def _in_spite_of_cancellation(work: Coroutine[Any, Any, None]) -> None:
+    """Run clean-up to its end; a cancellation that comes meanwhile is raised then."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+def _find_image(api: docker.APIClient, image: str) -> ImageFacts | None:
+    try:
+        found: Mapping[str, Any] = api.inspect_image(image)  # type: ignore[no-untyped-call]  # stubs lack it
+    except ImageNotFound:
+        return None
+    # The engine also finds an image by a part of its id.
+    name, tag = _split(image)
+    if f"{name}:{tag}" not in (found["RepoTags"] or ()) and image not in (found["RepoDigests"] or ()):
+        return None
+    config = found["Config"] or {}
+    env = dict(entry.partition("=")[::2] for entry in config.get("Env") or ())
+    return ImageFacts(image_id=found["Id"], env=env, labels=config.get("Labels") or {})
+
+
+def _split(image: str) -> tuple[str, str]:
+    """Name, and tag or digest: `latest` where none is given."""
+    name, at, digest = image.partition("@")
+    if at:
+        return name, digest
+    head, colon, tag = name.rpartition(":")
+    return (head, tag) if colon and "/" not in tag else (name, "latest")
+
+
+def _copy_tree(api: docker.APIClient, tree: Tree, container: str) -> None:
+    """Stream a folder from a container that is never started into another one."""
+    source = api.create_container(
+        tree.image,
+        name=f"{container}-tree",
+        entrypoint=["true"],
+        labels={docker_pods.INSTALLATION_LABEL: ""},
+        network_disabled=True,
+        use_config_proxy=False,
+    )["Id"]
+    try:
+        chunks, _ = api.get_archive(source, tree.path, chunk_size=_CHUNK)
+        api.put_archive(container, tree.into, chunks)
+    finally:
+        remove_container(api, source)
+
+
+def _put_upload(api: docker.APIClient, upload: Upload, container: str) -> None:
+    size = upload.source.stat().st_size
+    with upload.source.open("rb") as file:
+
+        def archive() -> Iterator[bytes]:
+            entry = tarfile.TarInfo(upload.path.lstrip("/"))
+            entry.size, entry.mode = size, 0o400
+            yield entry.tobuf()
+            while chunk := file.read(_CHUNK):
+                yield chunk
+            yield bytes(-size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
+
+        api.put_archive(container, "/", archive())
+
+
+def _commit(api: docker.APIClient, container: str, result: Result) -> None:
+    repository, tag = _split(result.name)
+    changes = [
+        f"ENTRYPOINT {json.dumps(result.entrypoint)}",
+        "CMD []",
+        "USER 0",
+        "WORKDIR /",
+        *(f"ENV {name}={json.dumps(value)}" for name, value in result.env.items()),
+    ]
+    api.commit(container, repository=repository, tag=tag, pause=False, changes=changes)

@@ -1,0 +1,87 @@
+"""Build steps without containers: what a step does is what the test says. Keeps the whole contract."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+
+from app.engines.builds import (
+    BuildStep,
+    ImageFacts,
+    ImagePullError,
+    NamedImage,
+    OnOutput,
+    RegistryLogin,
+)
+from app.errors import ImageMissing
+
+Behaviour = Callable[[BuildStep, OnOutput], Awaitable[int]]
+"""Plays a step: prints what it likes and gives the exit code."""
+
+
+async def _succeed(step: BuildStep, on_output: OnOutput) -> int:
+    return 0
+
+
+class InMemoryBuilds:
+    def __init__(self, images: dict[str, Mapping[str, bytes]], answer: Callable[[str], Awaitable[None]]) -> None:
+        """`images` is the engine's own, and `answer` what each of its verbs awaits first."""
+        self.behave: Behaviour = _succeed
+        self.steps: list[BuildStep] = []
+        """Every step that was begun, in order."""
+        self.labels: dict[str, Mapping[str, str]] = {}
+        """Of images, by name; what is not there has none."""
+        self.registry: dict[str, Mapping[str, bytes]] = {}
+        """What can be pulled."""
+        self.logins: list[RegistryLogin | None] = []
+        """Those that came with pulls."""
+        self._images = images
+        self._answer = answer
+        self._under_way = 0
+
+    async def find_image(self, image: str) -> ImageFacts | None:
+        await self._answer(f"look for image {image}")
+        if image not in self._images:
+            return None
+        return ImageFacts(image_id=f"sha256:{image}", env={}, labels=self.labels.get(image, {}))
+
+    async def pull(self, image: str, login: RegistryLogin | None = None) -> None:
+        await self._answer(f"pull image {image}")
+        self.logins.append(login)
+        if image not in self.registry:
+            raise ImagePullError(f"Image {image} cannot be pulled: no such image")
+        self._images[image] = self.registry[image]
+
+    async def run(self, step: BuildStep, on_output: OnOutput) -> int:
+        await self._answer(f"make a container of build {step.build_id}")
+        below = self._images.get(step.image.removeprefix("sha256:"))
+        if below is None:
+            raise ImageMissing(step.image)
+        self.steps.append(step)
+        self._under_way += 1
+        try:
+            code = await self.behave(step, on_output)
+            await asyncio.sleep(0)
+        finally:
+            self._under_way -= 1
+        if code == 0 and step.result is not None:
+            self._images[step.result.name] = below
+            self.labels[step.result.name] = self.labels.get(step.image.removeprefix("sha256:"), {})
+        return code
+
+    async def images(self, repository: str) -> list[NamedImage]:
+        await self._answer(f"list images of {repository}")
+        made = datetime(2026, 1, 1, tzinfo=UTC)
+        return [NamedImage(name=name, created_at=made) for name in self._images if name.startswith(f"{repository}:")]
+
+    async def remove_containers(self) -> None:
+        await self._answer("remove containers of image builds")
+
+    async def aclose(self) -> None:
+        return
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no step's container is there."""
+        return self._under_way == 0
