@@ -138,7 +138,7 @@ class DockerBuilds:
     def _make(self, api: docker.APIClient, step: BuildStep, container: str, network: PodNetwork) -> None:
         host_config = api.create_host_config(
             **docker_pods.attachment_arguments(network),
-            **docker_pods.confinement_arguments(step.limits, step.capabilities, new_privileges=True),
+            **docker_pods.confinement(step.limits, step.capabilities, new_privileges=True),
             runtime=self._runtime,
             log_config=LogConfig(type="json-file", config={"max-size": "4m", "max-file": "2"}),
         )

@@ -118,7 +118,7 @@ def host_arguments(
         attachment = {"network_mode": f"container:{container_name(spec.pod_id, owner.role)}"}
     return {
         **attachment,
-        **confinement_arguments(container.limits, container.capabilities, new_privileges=container.new_privileges),
+        **confinement(container.limits, container.capabilities, new_privileges=container.new_privileges),
         "runtime": runtime,
         "log_config": LogConfig(type="json-file", config={"max-size": "1m", "max-file": "2"}),
         "mounts": [
@@ -156,7 +156,7 @@ def attachment_arguments(network: PodNetwork) -> dict[str, Any]:
     }
 
 
-def confinement_arguments(limits: Limits, capabilities: Iterable[str], *, new_privileges: bool) -> dict[str, Any]:
+def confinement(limits: Limits, capabilities: Iterable[str], *, new_privileges: bool) -> dict[str, Any]:
     """Arguments of `create_host_config` that hold for whatever runs code which is not ours."""
     memory = limits.memory_mib * _MIB
     return {
