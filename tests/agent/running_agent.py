@@ -114,15 +114,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_agent() -> Iterator[RunningAgent]:
-    """An agent that listens and is not initialised yet."""
+def running_agent(*, volume: str | None = None) -> Iterator[RunningAgent]:
+    """An agent that listens and is not initialised yet; of a workspace, or of that folder of its directory."""
     # Not pytest's own directory, which only its owner may enter.
-    with tempfile.TemporaryDirectory(prefix="sandgate-agent-") as name, _running_in(Path(name)) as agent:
+    with tempfile.TemporaryDirectory(prefix="sandgate-agent-") as name, _running_in(Path(name), volume) as agent:
         yield agent
 
 
 @contextmanager
-def _running_in(directory: Path) -> Iterator[RunningAgent]:
+def _running_in(directory: Path, volume: str | None) -> Iterator[RunningAgent]:
     _make_accounts(directory)
     port, door_port = free_port(), free_port()
     (directory / "control-token").write_text(CONTROL_TOKEN)
@@ -138,6 +138,7 @@ def _running_in(directory: Path) -> Iterator[RunningAgent]:
         *("--control-token-file", str(directory / "control-token")),
         *("--mcp-token-file", str(directory / "mcp-gateway" / ".token")),
         *("--facts-directory", str(directory / "facts")),
+        *(() if volume is None else ("--volume", str(directory / volume))),
     ]
     log = directory / "agent.log"
     with log.open("wb") as output:

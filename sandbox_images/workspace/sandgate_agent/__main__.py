@@ -10,6 +10,7 @@ import uvloop
 
 from sandgate_agent.server import Options, serve
 from sandgate_agent.token_file import MCP_TOKEN_PATH
+from sandgate_agent.volume.server import VolumeOptions, serve_volume
 
 
 def main() -> None:
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--control-token-file", default="/run/sandgate/agent-control-token")
     parser.add_argument("--mcp-token-file", default=MCP_TOKEN_PATH)
     parser.add_argument("--facts-directory", default="/run/e2b", help="where the sandbox's id is left for programs")
+    parser.add_argument("--volume", help="serve the files below this directory to the control plane, and nothing else")
     arguments = parser.parse_args()
     try:
         control_token = Path(arguments.control_token_file).read_text(encoding="utf-8").strip()
@@ -39,7 +41,13 @@ def main() -> None:
     # Programs inherit which signals are ignored, and that must not depend on how the agent was started (nohup, say).
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(options))
+        if arguments.volume is not None:
+            volume = VolumeOptions(
+                host=arguments.host, port=arguments.port, root=arguments.volume, control_token=control_token
+            )
+            runner.run(serve_volume(volume))
+        else:
+            runner.run(serve(options))
 
 
 if __name__ == "__main__":

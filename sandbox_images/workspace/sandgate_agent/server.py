@@ -1,10 +1,7 @@
 """Builds the agent and runs it until it is told to stop; the only module that names every part."""
 
-import asyncio
 import contextlib
 import os
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sandgate_agent.acting_as import FileThreads
@@ -15,17 +12,11 @@ from sandgate_agent.configuration import ConfigurationHolder
 from sandgate_agent.files.endpoint import FilesEndpoint
 from sandgate_agent.filesystem.service import FilesystemService
 from sandgate_agent.filesystem.watchers import Watchers
-from sandgate_agent.lean_uvicorn import Config, Server
+from sandgate_agent.http_server import answer_health, serve_http
 from sandgate_agent.metrics import ResourceUsage
 from sandgate_agent.processes.registry import ProcessRegistry
 from sandgate_agent.processes.service import ProcessService
 from sandgate_agent.stdio_door.door import StdioDoor
-
-_KEEP_ALIVE_S = 330
-"""Longer than the 300 s for which E2B's Python SDK keeps an idle connection."""
-
-_STOP_GRACE_S = 2
-"""How long open streams may take to end when the agent is told to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +56,7 @@ async def serve(options: Options) -> None:
         application = Application(
             configuration,
             open_endpoints={
-                ("GET", "/health"): _answer_health,
+                ("GET", "/health"): answer_health,
                 ("POST", "/init"): configuration.handle_init,
                 ("GET", "/files"): files.download,
                 ("HEAD", "/files"): files.download,
@@ -74,6 +65,7 @@ async def serve(options: Options) -> None:
             endpoints={
                 ("GET", "/metrics"): metrics,
                 ("GET", "/envs"): configuration.handle_environment,
+                ("POST", "/files/compose"): files.compose,
             },
             methods={
                 **ProcessService(ProcessRegistry(tasks), configuration, threads).methods(),
@@ -82,35 +74,4 @@ async def serve(options: Options) -> None:
         )
         door = StdioDoor(configuration, threads, tasks)
         await stack.enter_async_context(door.listening(options.host, options.door_port))
-        server = _Server(
-            Config(
-                application,
-                host=options.host,
-                port=options.port,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=_STOP_GRACE_S,
-            )
-        )
-        loop = asyncio.get_running_loop()
-        for number in signal.SIGTERM, signal.SIGINT:
-            loop.add_signal_handler(number, server.handle_exit, number, None)
-        await server.serve()
-
-
-class _Server(Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: uvicorn would raise them again at its end, before the rest is cleaned up."""
-        yield
-
-
-async def _answer_health(request: Request) -> None:
-    await request.answer(204, headers={"Cache-Control": "no-store"})
+        await serve_http(application, host=options.host, port=options.port)
