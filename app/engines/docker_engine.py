@@ -18,6 +18,7 @@ from app.engines import docker_pods
 from app.engines.docker_builds import TRANSFER_S, DockerBuilds
 from app.engines.docker_client import DockerClient
 from app.engines.docker_helpers import HelperContainers, remove_container
+from app.engines.docker_jobs import DockerJobs
 from app.engines.docker_networks import DockerNetworks
 from app.engines.docker_pods import PodNetwork
 from app.engines.docker_volumes import DockerVolumes, check_volume, remove_volume
@@ -66,6 +67,7 @@ class DockerEngine:
         )
         self._volumes = DockerVolumes(self._client, self._helpers, installation, image=guard_image)
         self._starts: dict[str, PodStart] = {}
+        self.jobs = DockerJobs(self._client, self._helpers, self._networks, installation, image=guard_image)
         self.builds = DockerBuilds(
             DockerClient(base_url=base_url, max_workers=max_workers, timeout_s=TRANSFER_S),
             self._networks,
@@ -255,6 +257,7 @@ class DockerEngine:
 
     async def remove_installation(self, *, with_volumes: bool = False) -> None:
         await self.builds.remove_containers()
+        await self.jobs.remove_all()
         for pod_id in await self.observe():
             await self.stop(pod_id)
         await self._remove_orphaned_volumes()
@@ -325,7 +328,8 @@ class DockerEngine:
     ) -> None:
         if not made:
             for mount in container.mounts:
-                check_volume(api, self._installation, mount.volume)
+                if not mount.shared:
+                    check_volume(api, self._installation, mount.volume)
             config = _image_config(api, container.image) if container.entrypoint_prefix else None
             arguments = docker_pods.container_arguments(self._installation, spec, container, image_config=config)
             host = docker_pods.host_arguments(

@@ -50,6 +50,12 @@ class HelperContainers:
         """Let every user write to a volume's root directory. Safe to repeat."""
         await self._client.call(lambda api: self._open_volume(api, image, volume), doing=doing, image=image)
 
+    async def read_volume(self, image: str, volume: str, directory: str, *, doing: str) -> bytes | None:
+        """A tar of a directory of a volume; None if there is none of that name."""
+        return await self._client.call(
+            lambda api: self._read_volume(api, image, volume, directory), doing=doing, image=image
+        )
+
     async def remove_all(self) -> None:
         """Those of this installation that a killed process left behind. Safe to repeat."""
         await self._client.call(self._remove_all, doing="remove helper containers")
@@ -111,6 +117,16 @@ class HelperContainers:
         with self._container(api, image, arguments) as never_started:
             api.put_archive(never_started, "/", buffer.getvalue())
 
+    def _read_volume(self, api: docker.APIClient, image: str, volume: str, directory: str) -> bytes | None:
+        mount = Mount(target=f"/{_VOLUME_AT}", source=volume, type="volume", no_copy=True, read_only=True)
+        arguments = {"network_disabled": True, "host_config": api.create_host_config(mounts=[mount])}
+        with self._container(api, image, arguments) as never_started:
+            try:
+                chunks, _ = api.get_archive(never_started, f"/{_VOLUME_AT}/{directory}")
+            except NotFound:
+                return None
+            return _content(chunks, f"{directory} in volume {volume}")
+
     @contextmanager
     def _container(self, api: docker.APIClient, image: str, arguments: Mapping[str, Any]) -> Iterator[str]:
         self._remove_all(api, older_than_s=_LEFT_BEHIND_S)
@@ -146,12 +162,17 @@ def _wait_until_removed(api: docker.APIClient, container: str) -> None:
         return
 
 
-def _only_file(chunks: Iterator[bytes], what: str) -> bytes:
+def _content(chunks: Iterator[bytes], what: str) -> bytes:
     content = b""
     for chunk in chunks:
         content += chunk
         if len(content) > _LARGEST_FILE:
             raise EngineError(f"{what} is larger than {_LARGEST_FILE} bytes.")
+    return content
+
+
+def _only_file(chunks: Iterator[bytes], what: str) -> bytes:
+    content = _content(chunks, what)
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         member = tar.next()
         file = tar.extractfile(member) if member else None

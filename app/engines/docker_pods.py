@@ -11,7 +11,16 @@ from typing import Any
 
 from docker.types import DriverConfig, LogConfig, Mount
 
-from app.engines.interface import ContainerSpec, ContainerState, ContainerStatus, File, Limits, Pod, PodSpec
+from app.engines.interface import (
+    ContainerSpec,
+    ContainerState,
+    ContainerStatus,
+    File,
+    Limits,
+    Pod,
+    PodSpec,
+    VolumeMount,
+)
 
 INSTALLATION_LABEL = "sandgate.installation"
 POD_LABEL = "sandgate.pod"
@@ -59,6 +68,10 @@ def kept_volume_name(installation: str, volume: str) -> str:
 def shared_volume_name(volume: str) -> str:
     """Of a volume that belongs to the whole engine."""
     return f"sandgate-{volume}"
+
+
+def lasting_volume_name(installation: str, mount: VolumeMount) -> str:
+    return shared_volume_name(mount.volume) if mount.shared else kept_volume_name(installation, mount.volume)
 
 
 def label_filter(installation: str, pod_id: str | None = None) -> dict[str, list[str]]:
@@ -136,7 +149,7 @@ def host_arguments(
         + [
             Mount(
                 target=mount.path,
-                source=kept_volume_name(installation, mount.volume),
+                source=lasting_volume_name(installation, mount),
                 type="volume",
                 no_copy=True,
                 read_only=mount.read_only,

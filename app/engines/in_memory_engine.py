@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from app.engines.in_memory_builds import InMemoryBuilds
+from app.engines.in_memory_jobs import InMemoryJobs
 from app.engines.interface import ContainerState, ContainerStatus, EgressRules, EngineInfo, Pod, PodSpec
 from app.errors import EngineError, EngineUnavailable, ImageMissing, PodGone
 
@@ -42,6 +43,7 @@ class InMemoryEngine:
         """While set, every verb raises EngineUnavailable."""
         self._images: dict[str, Mapping[str, bytes]] = dict(images)
         self.builds = InMemoryBuilds(self._images, self._answer)
+        self.jobs = InMemoryJobs(self._images, self._answer)
         self._address_of = address_of
         self._pods: dict[str, _PodInMemory] = {}
         self._volumes: set[str] = set()
@@ -74,7 +76,9 @@ class InMemoryEngine:
         for container in spec.containers:
             if container.image not in self._images:
                 raise ImageMissing(container.image)
-            if gone := [mount.volume for mount in container.mounts if mount.volume not in self._volumes]:
+            if gone := [
+                mount.volume for mount in container.mounts if not mount.shared and mount.volume not in self._volumes
+            ]:
                 raise EngineError(f"Volume {gone[0]} is not on the engine.")
             for state in _ON_THE_WAY_UP[pod.statuses[container.role].state]:
                 await self._answer(f"start container {container.role}")

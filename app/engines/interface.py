@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from app.engines.builds import Builds
+    from app.engines.jobs import Jobs
 
 ContainerState = Literal["absent", "created", "running", "paused", "exited"]
 """`absent`: belongs to the pod and is not there, because a start was cut short or somebody else removed it."""
@@ -45,6 +46,8 @@ class VolumeMount:
     path: str
     """Absolute; made if it is not there."""
     read_only: bool = False
+    shared: bool = False
+    """A volume of the whole engine, for all installations, as its images are. It needs no making, is never removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +132,11 @@ class Engine(Protocol):
     @property
     def builds(self) -> Builds:
         """The verbs for building images."""
+        ...
+
+    @property
+    def jobs(self) -> Jobs:
+        """The verbs for work that runs to an end, and for volumes that all installations share."""
         ...
 
     async def check(self) -> EngineInfo:

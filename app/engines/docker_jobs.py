@@ -1,0 +1,154 @@
+"""Jobs on Docker: a container that runs to its end, known by its name to every process that asks for the same work.
+
+The container is the lock. Docker refuses a second one of its name, so whoever comes later waits for the one that is
+there, also when the process that started it is gone; and as its program ends itself in time, no lock outlives its use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+from collections.abc import Mapping
+from typing import Any
+
+import docker
+from docker.errors import APIError, NotFound
+from docker.types import LogConfig, Mount
+
+from app.engines import docker_pods
+from app.engines.docker_client import DockerClient
+from app.engines.docker_helpers import HelperContainers, remove_container
+from app.engines.docker_networks import DockerNetworks
+from app.engines.docker_pods import INSTALLATION_LABEL, PodNetwork
+from app.engines.jobs import JobOutcome, JobSpec, Report
+
+_JOB_LABEL = "sandgate.job"
+"""Holds the job's name. Not the label that pods have, so that a job is never taken for a part of one."""
+_POLL_S = 0.25
+_KILL_GRACE_S = 10
+_OUTPUT_LINES = 40
+
+
+class DockerJobs:
+    def __init__(
+        self,
+        client: DockerClient,
+        helpers: HelperContainers,
+        networks: DockerNetworks,
+        installation: str,
+        *,
+        image: str,
+    ) -> None:
+        """`image` is one that is there: a container of it, never started, is the way into a shared volume."""
+        self._client = client
+        self._helpers = helpers
+        self._networks = networks
+        self._installation = installation
+        self._image = image
+
+    async def run(self, spec: JobSpec, report: Report) -> JobOutcome:
+        network = self._networks.for_pod(egress=True)
+        doing = f"run job {spec.name}"
+        await self._client.call(lambda api: self._begin(api, spec, network), doing=doing, image=spec.image)
+        told = ""
+        while True:
+            state, output = await self._client.call(lambda api: _look(api, _name(spec)), doing=doing)
+            last = output.rstrip().rpartition("\n")[2]
+            if last and last != told:
+                told = last
+                report(last)
+            if state is None:
+                return JobOutcome(exit_code=None, output=output)
+            if state["Status"] in ("exited", "dead"):
+                await self._client.call(lambda api: remove_container(api, _name(spec)), doing=doing)
+                return JobOutcome(exit_code=state["ExitCode"], output=output)
+            await asyncio.sleep(_POLL_S)
+
+    async def read_shared(self, volume: str, directory: str) -> Mapping[str, bytes]:
+        doing = f"read {directory} of volume {volume}"
+        source = docker_pods.shared_volume_name(volume)
+        archive = await self._helpers.read_volume(self._image, source, directory, doing=doing)
+        return {} if archive is None else _files(archive)
+
+    async def remove_all(self) -> None:
+        """Those of this installation. Safe to repeat."""
+
+        def remove(api: docker.APIClient) -> None:
+            filters = {"label": [f"{INSTALLATION_LABEL}={self._installation}", _JOB_LABEL]}
+            for container in api.containers(all=True, filters=filters):
+                remove_container(api, container["Id"])
+
+        await self._client.call(remove, doing="remove jobs")
+
+    # What follows runs in a thread.
+
+    def _begin(self, api: docker.APIClient, spec: JobSpec, network: PodNetwork) -> None:
+        try:
+            ended = api.inspect_container(_name(spec))["State"]["Status"] in ("exited", "dead")
+        except NotFound:
+            ended = False
+        if ended:  # the process that waited for it is gone, and so is what it would have done with the outcome
+            remove_container(api, _name(spec))
+        try:
+            api.create_container(**self._arguments(spec), host_config=self._host(api, spec, network))
+        except APIError as error:
+            if error.status_code != 409:
+                raise
+        # Also for one that was there: whoever made it may have been killed before this.
+        try:
+            if api.inspect_container(_name(spec))["State"]["Status"] == "created":
+                api.put_archive(_name(spec), "/", docker_pods.archive(spec.files))
+                api.start(_name(spec))
+        except NotFound:
+            return
+
+    def _arguments(self, spec: JobSpec) -> dict[str, Any]:
+        bounded = ["timeout", f"--kill-after={_KILL_GRACE_S}", str(spec.timeout_s), *spec.command]
+        return {
+            "image": spec.image,
+            "name": _name(spec),
+            "entrypoint": bounded,
+            "command": [],
+            "user": "0:0",
+            "labels": {INSTALLATION_LABEL: self._installation, _JOB_LABEL: spec.name},
+            "use_config_proxy": False,
+        }
+
+    def _host(self, api: docker.APIClient, spec: JobSpec, network: PodNetwork) -> dict[str, Any]:
+        arguments = {
+            **docker_pods.attachment_arguments(network),
+            **docker_pods.confinement(spec.limits, spec.capabilities, new_privileges=False),
+            "log_config": LogConfig(type="json-file", config={"max-size": "1m", "max-file": "2"}),
+            "mounts": [
+                Mount(target=path, source=docker_pods.shared_volume_name(volume), type="volume", no_copy=True)
+                for volume, path in spec.shared.items()
+            ],
+        }
+        config: dict[str, Any] = api.create_host_config(**arguments)
+        return config
+
+
+def _name(spec: JobSpec) -> str:
+    return f"sandgate-job-{spec.name}"
+
+
+def _look(api: docker.APIClient, name: str) -> tuple[Mapping[str, Any] | None, str]:
+    """The container's state, None once it is gone, and the last lines of its output."""
+    try:
+        state: Mapping[str, Any] = api.inspect_container(name)["State"]
+        output = api.logs(name, stdout=True, stderr=True, tail=_OUTPUT_LINES)
+    except NotFound:
+        return None, ""
+    return state, output.decode(errors="replace")
+
+
+def _files(archive: bytes) -> dict[str, bytes]:
+    """Regular files of a tar by their path below its first directory."""
+    found: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for member in tar:
+            file = tar.extractfile(member) if member.isreg() else None
+            if file is not None:
+                found[member.name.partition("/")[2]] = file.read()
+    return found

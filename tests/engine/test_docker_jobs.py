@@ -1,0 +1,57 @@
+"""Jobs on Docker: what confines them, what ends them, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import docker
+import pytest
+
+from app.engines.interface import File, Limits
+from app.engines.jobs import JobSpec
+from tests.engine.subjects import DockerSubject
+
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
+
+
+def job(image: str, script: str, *, timeout_s: int = 30) -> JobSpec:
+    return JobSpec(
+        name=f"test-{uuid.uuid4().hex[:8]}",
+        image=image,
+        command=("sh", "-c", script),
+        limits=Limits(memory_mib=128, cpus=1, pids=64),
+        timeout_s=timeout_s,
+        files=(File(path="/run/sandgate/note", content=b"to_the_job\n"),),
+        shared={},
+    )
+
+
+async def _jobs_left(api: docker.APIClient, spec: JobSpec) -> list[str]:
+    listed = await asyncio.to_thread(api.containers, all=True, filters={"label": f"sandgate.job={spec.name}"})
+    return [item["Names"][0] for item in listed]
+
+
+async def test_a_job_has_its_files_no_capabilities_and_leaves_no_container(docker_subject: DockerSubject) -> None:
+    spec = job(docker_subject.image, "cat /run/sandgate/note; grep -E 'CapEff|NoNewPrivs' /proc/self/status; id -u")
+    outcome = await docker_subject.engine.jobs.run(spec, lambda line: None)
+    assert outcome.output.split() == ["to_the_job", "CapEff:", "0000000000000000", "NoNewPrivs:", "1", "0"]
+    assert await _jobs_left(docker_subject.api, spec) == []
+
+
+async def test_a_job_ends_at_its_time_out_by_itself(docker_subject: DockerSubject) -> None:
+    outcome = await docker_subject.engine.jobs.run(
+        job(docker_subject.image, "sleep 60", timeout_s=1), lambda line: None
+    )
+    assert outcome.exit_code == 124
+
+
+async def test_a_job_is_no_pod(docker_subject: DockerSubject) -> None:
+    spec = job(docker_subject.image, "echo begun; sleep 5")
+    began = asyncio.Event()
+    running = asyncio.create_task(docker_subject.engine.jobs.run(spec, lambda line: began.set()))
+    await began.wait()
+    assert await docker_subject.engine.observe() == {}
+    await docker_subject.engine.jobs.remove_all()
+    assert (await running).exit_code is None
+    assert await _jobs_left(docker_subject.api, spec) == []
