@@ -64,6 +64,46 @@ api_keys = Table(
     Column("created_at", Moment, nullable=False),
 )
 
+volumes = Table(
+    "volumes",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("team_id", String(32), ForeignKey("teams.id"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("token_encrypted", Text, nullable=False),
+    Index(None, "team_id", "name", unique=True),
+)
+"""The engine's volume has the id as its name. `token_encrypted` is what lets somebody at the content."""
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("team_id", String(32), ForeignKey("teams.id"), nullable=False),
+    Column("name", String(256), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("value_encrypted", Text, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Index(None, "team_id", "name", unique=True),
+)
+
+sandbox_events = Table(
+    "sandbox_events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("sandbox_id", String(32), nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("fields", JSON, nullable=False),
+    Index(None, "sandbox_id", "at"),
+    Index(None, "at"),
+)
+"""What became of sandboxes, for their logs. No foreign key: rows are written late and go by age."""
+
 sandboxes = Table(
     "sandboxes",
     metadata,
