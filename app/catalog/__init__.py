@@ -8,6 +8,7 @@ from app.catalog.custom import is_custom_key, render_custom
 from app.catalog.definition import Placement, ServerDefinition
 from app.catalog.description import describe
 from app.catalog.errors import CatalogError, OptionError
+from app.catalog.objections import objections_of
 from app.catalog.rendering import ImageRun, PackageRun, RemoteRun, RenderedServer, render
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ServerDefinition",
     "describe",
     "is_custom_key",
+    "objections_of",
     "render",
     "render_custom",
 ]

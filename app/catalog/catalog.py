@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import yaml
 from pydantic import ValidationError
 
 from app.catalog import names
 from app.catalog.definition import ServerDefinition
-from app.catalog.errors import CatalogError
+from app.catalog.documents import load_yaml
+from app.catalog.errors import CatalogError, problems_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def read_manifest(file: Path) -> ServerDefinition:
 def parse_manifest(text: str | bytes, *, origin: str) -> ServerDefinition:
     """A definition from YAML or JSON text; `origin` is what errors call the text. Raises: CatalogError."""
     try:
-        document = yaml.load(text, Loader=_Loader)
+        document = load_yaml(text)
     except yaml.YAMLError as error:
         raise CatalogError([f"{origin}: {error}"]) from error
     try:
@@ -101,13 +102,6 @@ def parse_manifest(text: str | bytes, *, origin: str) -> ServerDefinition:
         where = f"{origin}: {name or '(no name)'}"
         problems = [f"{where}: {field}: {what}" if field else f"{where}: {what}" for field, what in problems_of(error)]
         raise CatalogError(problems) from error
-
-
-def problems_of(error: ValidationError) -> Iterator[tuple[str, str]]:
-    """Each problem as its field and what is wrong with it."""
-    for problem in error.errors(include_input=False, include_url=False):
-        path = [str(step) for step in problem["loc"]]
-        yield ".".join([*path, *filter(None, [problem.get("ctx", {}).get("field")])]), problem["msg"]
 
 
 def _index(entries: list[Entry]) -> dict[str, Entry]:
@@ -125,23 +119,3 @@ def _index(entries: list[Entry]) -> dict[str, Entry]:
     for entry in entries:
         found.setdefault(entry.definition.name, entry)
     return found
-
-
-class _Loader(yaml.CSafeLoader):
-    """YAML without what surprises: a key written twice is an error, dates and the like stay text."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    "while reading a mapping", node.start_mark, f"found {key.value!r} twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-}

@@ -1,8 +1,9 @@
 """The manifest of one MCP server: `catalog/servers/*.yaml`, in the style of Docker's MCP catalog.
 
 These classes are the format: `catalog/schema.json` is generated from them (`python -m app.catalog.schema`). Every
-definition that exists is consistent; in particular none can put a credential into a command line, a URL, a path or
-the workspace, where others could read it.
+definition that exists is consistent; in particular none can put a credential into a URL, a path or the workspace, where
+others could read it. One that was imported may hold more than Sandgate runs, so that nothing of it is lost:
+`app.catalog.objections` says what keeps it from being used.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, JsonValue, StringConstraints, model_validator
+from pydantic import Field, JsonValue, StringConstraints, ValidationInfo, model_validator
 from pydantic.alias_generators import to_camel
 
 from app.catalog import names, templates
@@ -24,6 +25,9 @@ CONTEXT_ROOT = "sandbox"
 """Templates may use `{{sandbox.home}}`: the directory a server may write to, wherever it is placed."""
 
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_IMPORTED = {"imported": True}
+"""Validation context of a definition that somebody else wrote for another gateway."""
+
 HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$")]
 
 
@@ -52,7 +56,7 @@ class Remote(ManifestPart):
 class EnvVar(ManifestPart):
     """A variable of the server's environment; one whose value comes out empty is not set."""
 
-    name: EnvName
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
     value: str
 
 
@@ -93,6 +97,25 @@ class Dynamic(ManifestPart):
     """The tools depend on who asks, so a list of them is never remembered."""
 
 
+class ToolContainer(ManifestPart):
+    """What one call of a container tool runs. Templates take the call's arguments: `{{args|into}}`."""
+
+    image: Text
+    command: Items[str] = ()
+    volumes: Items[Text] = ()
+    user: str | None = None
+
+
+class ContainerTool(ManifestPart):
+    """A tool of type `poci`: one container per call, without MCP inside."""
+
+    name: Text
+    description: str = ""
+    parameters: Mapping[str, JsonValue] = {"type": "object"}
+    """JSON Schema of the call's arguments: the tool's `inputSchema`."""
+    container: ToolContainer
+
+
 class ServerDefinition(ManifestPart):
     """One MCP server of the catalog."""
 
@@ -107,8 +130,9 @@ class ServerDefinition(ManifestPart):
     """Further names for the key."""
     title: Text
     description: str = ""
-    type: Literal["server", "remote"]
-    """`server`: `image` or `package` says what runs. `remote`: `remote` says where it is."""
+    type: Literal["server", "remote", "poci"]
+    """`server`: `image` or `package` says what runs. `remote`: `remote` says where it is. `poci`: each of its `tools`
+    runs a container per call."""
     image: Text | None = None
     """Image reference; the server runs in a container of its own."""
     package: Package | None = None
@@ -133,6 +157,13 @@ class ServerDefinition(ManifestPart):
     """User (and group) an image server runs as."""
     volumes: Items[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*:/[^:]+$")]] = ()
     """`<name>:<path>` of an image server: storage that belongs to the sandbox. Never a path of the host."""
+    host_paths: Items[Text] = ()
+    """`<path of the host>:<path>[:ro]` that an image server would mount, with templates; refused when it is used."""
+    host_access: Mapping[str, JsonValue] = {}
+    """Further access to the host that an image server would have, by Docker's words: `privileged`, `capAdd`, …; refused
+    when it is used."""
+    tools: Items[ContainerTool] = ()
+    """Of type `poci`."""
     disable_network: bool = False
     """The image server works without any network."""
     long_lived: bool = False
@@ -144,6 +175,8 @@ class ServerDefinition(ManifestPart):
     homepage: HttpUrl | None = None
     license: str | None = None
     """SPDX expression."""
+    notes: Items[str] = ()
+    """What a caller should know before using it, such as what an import could not take over."""
     annotations: Mapping[str, JsonValue] = {}
     """Further facts for people and programs; Sandgate does not act on them."""
     verified: bool = False
@@ -158,21 +191,51 @@ class ServerDefinition(ManifestPart):
         """What its templates call the server (`eval.Evaluate` of Docker's gateway: a dot would start a path)."""
         return self.name.replace(".", "_")
 
+    @classmethod
+    def imported(cls, manifest: object) -> Self:
+        """A definition from elsewhere. Templates that name nothing and arguments that expose a credential are kept, for
+        `app.catalog.objections` to tell. Raises: pydantic.ValidationError.
+        """
+        return cls.model_validate(manifest, context=_IMPORTED)
+
+    def unknown_references(self) -> Iterator[tuple[str, Reference]]:
+        """Templates that name nothing in `config` and so come out empty, each with its field."""
+        for field, text in self.texts():
+            for part in templates.parse(text):
+                if isinstance(part, Reference) and part.path[0] == self.context_name and not self._knows(part.path):
+                    yield field, part
+
+    def exposures(self) -> Iterator[tuple[str, str]]:
+        """Fields that would show a credential to others, each with the variable. Arguments show in process lists, URLs
+        in logs."""
+        carriers = {secret.env for secret in self.secrets}
+        for item in self.env:
+            if not carriers.isdisjoint(templates.variables_in(item.value)):
+                carriers.add(item.name)
+        for field, text in self.texts():
+            if field not in ("env", "headers"):
+                yield from ((field, name) for name in sorted(carriers.intersection(templates.variables_in(text))))
+
     @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
+    def _is_consistent(self, info: ValidationInfo) -> Self:
+        imported = info.context is _IMPORTED
         self._check_kind()
         self._check_names()
         self._check_unique()
         if self.config is not None:
             self.config.check()
-        self._check_templates()
-        self._check_credentials()
+        self._check_templates(unknown_allowed=imported)
+        self._check_credentials(arguments_allowed=imported and self.image is not None)
         return self
 
     def _check_kind(self) -> None:
+        if (self.type == "poci") != bool(self.tools):
+            refuse("tools", "a definition of type poci has tools, and no other has")
         kinds = [kind for kind in ("image", "package", "remote") if getattr(self, kind) is not None]
-        expected = ["remote"] if self.type == "remote" else ["image", "package"]
-        if len(kinds) != 1 or kinds[0] not in expected:
+        expected = {"remote": ["remote"], "server": ["image", "package"], "poci": []}[self.type]
+        if self.type == "poci" and kinds:
+            refuse("type", f"a definition of type poci has no {kinds[0]}")
+        if self.type != "poci" and (len(kinds) != 1 or kinds[0] not in expected):
             refuse("type", f"a definition of type {self.type} has exactly one of: {', '.join(expected)}")
         if self.package and not self.command:
             refuse("command", "a package server needs its command, the program first")
@@ -180,7 +243,7 @@ class ServerDefinition(ManifestPart):
             refuse("command", "a remote server has no command")
         if self.cwd is not None and not self.package:
             refuse("cwd", "only a package server has a working directory of its choice")
-        for field in ("volumes", "user", "disable_network"):
+        for field in ("volumes", "host_paths", "host_access", "user", "disable_network"):
             if getattr(self, field) and not self.image:
                 refuse(to_camel(field), "only an image server can have it")
         if self.placement == "workspace" and not self.package:
@@ -199,13 +262,17 @@ class ServerDefinition(ManifestPart):
         properties += [names.config_property(path) for path, _ in leaves]
         refuse_duplicates("config", properties)
 
-    def _check_templates(self) -> None:
+    def _check_templates(self, *, unknown_allowed: bool) -> None:
         known = {secret.env for secret in self.secrets}
         for item in self.env:
             self._check_text("env", item.value, known)
             known.add(item.name)
-        for field, text in self._texts():
-            self._check_text(field, text, known)
+        for field, text in self.texts():
+            if field != "env":
+                self._check_text(field, text, known)
+        if not unknown_allowed:
+            for field, reference in self.unknown_references():
+                refuse(field, f"{reference} names nothing in config")
 
     def _check_text(self, field: str, text: str, known_variables: set[str]) -> None:
         try:
@@ -214,42 +281,39 @@ class ServerDefinition(ManifestPart):
             refuse(field, str(error))
         for part in parts:
             if isinstance(part, Reference):
-                self._check_reference(field, part.path)
+                self._check_reference(field, part)
         for variable in templates.variables_in(text):
             if variable not in known_variables:
                 refuse(field, f"${variable} is no credential of this server and no variable set before")
 
-    def _check_reference(self, field: str, path: tuple[str, ...]) -> None:
-        written = "{{" + ".".join(path) + "}}"
-        if path[0] == CONTEXT_ROOT:
-            if path[1:] != ("home",):
-                refuse(field, f"{written}: only {{{{{CONTEXT_ROOT}.home}}}} is known")
-        elif path[0] != self.context_name:
-            refuse(field, f"{written} does not start with the server's name, {self.context_name}")
-        elif len(path) < 2 or self.config is None or self.config.at(path[1:]) is None:
-            refuse(field, f"{written} names nothing in config")
+    def _check_reference(self, field: str, reference: Reference) -> None:
+        if reference.path[0] == CONTEXT_ROOT:
+            if reference.path[1:] != ("home",):
+                refuse(field, f"{reference}: only {{{{{CONTEXT_ROOT}.home}}}} is known")
+        elif reference.path[0] != self.context_name:
+            refuse(field, f"{reference} does not start with the server's name, {self.context_name}")
 
-    def _check_credentials(self) -> None:
-        """Arguments show in process lists, URLs in logs: what carries a credential goes into neither."""
-        carriers = {secret.env for secret in self.secrets}
-        for item in self.env:
-            if not carriers.isdisjoint(templates.variables_in(item.value)):
-                carriers.add(item.name)
-        for field, text in self._texts():
-            if field != "headers" and (exposed := sorted(carriers.intersection(templates.variables_in(text)))):
+    def _knows(self, path: tuple[str, ...]) -> bool:
+        return len(path) > 1 and self.config is not None and self.config.at(path[1:]) is not None
+
+    def _check_credentials(self, *, arguments_allowed: bool) -> None:
+        for field, variable in self.exposures():
+            if field != "command" or not arguments_allowed:
                 refuse(
-                    field, f"would expose the credential in ${exposed[0]}; the server must read it from its environment"
+                    field, f"would expose the credential in ${variable}; the server must read it from its environment"
                 )
         if self.placement == "workspace" and self.secrets:
             refuse("placement", "a server with credentials stays out of the workspace, whose user could read them")
 
-    def _texts(self) -> Iterator[tuple[str, str]]:
-        """Every text with templates but `env`, with its field."""
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Every text that may hold templates, with its field."""
+        yield from (("env", item.value) for item in self.env)
         yield from (("command", item) for item in self.command)
         if self.cwd is not None:
             yield "cwd", self.cwd
         if self.user is not None:
             yield "user", self.user
+        yield from (("hostPaths", item) for item in self.host_paths)
         if self.remote is not None:
             yield "url", self.remote.url
             yield from (("headers", value) for value in self.remote.headers.values())

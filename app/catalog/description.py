@@ -5,16 +5,14 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from app.catalog.definition import ServerDefinition
+from app.catalog.objections import notes_of, objections_of, state_of
 from app.catalog.options import ConfigOption, SecretOption, default_of, options_of, required_properties
 from app.catalog.rendering import home_of
 
 
 def describe(definition: ServerDefinition) -> dict[str, JsonValue]:
     """One item of `GET /api/v1/catalog`. `properties` are the names E2B's SDKs use in `mcp`."""
-    if definition.remote is not None:
-        placement = "gateway"
-    else:
-        placement = definition.placement if definition.package is not None else "container"
+    placement = definition.placement if definition.package else "gateway" if definition.remote else "container"
     return {
         "key": definition.key,
         "name": definition.name,
@@ -27,6 +25,9 @@ def describe(definition: ServerDefinition) -> dict[str, JsonValue]:
         "homepage": definition.homepage,
         "category": definition.category,
         "verified": definition.verified,
+        "state": state_of(definition),
+        "reasons": [str(objection) for objection in objections_of(definition)],
+        "notes": list(notes_of(definition)),
     }
 
 

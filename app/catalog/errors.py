@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
 from app.errors import InvalidRequest, SandgateError
 
 _SHOWN = 20
@@ -23,3 +27,10 @@ class OptionError(InvalidRequest):
         super().__init__(f"MCP server {server}: {f'{field}: ' if field else ''}{message}")
         self.server = server
         self.field = field
+
+
+def problems_of(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """Each problem as its field and what is wrong with it."""
+    for problem in error.errors(include_input=False, include_url=False):
+        path = [str(step) for step in problem["loc"]]
+        yield ".".join([*path, *filter(None, [problem.get("ctx", {}).get("field")])]), problem["msg"]

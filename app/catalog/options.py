@@ -118,10 +118,13 @@ def _require_secrets(definition: ServerDefinition, server: str, secrets: dict[st
             continue
         secrets.pop(secret.env, None)
         if secret.required:
-            where = f" Get one at {secret.obtain_at}" if secret.obtain_at else ""
-            what = f" ({secret.description.rstrip('.')})" if secret.description else ""
+            where = f" See {definition.homepage}" if definition.homepage else ""
+            where = f" Get one at {secret.obtain_at}" if secret.obtain_at else where
+            what = f": {secret.description.rstrip('.')}" if secret.description else ""
             property = names.secret_property(definition.name, secret.env)
-            raise OptionError(server, property, f"this credential is required{what}.{where}")
+            raise OptionError(
+                server, property, f"this credential is required (${secret.env} of the server{what}).{where}"
+            )
 
 
 def _put(config: dict[str, JsonValue], path: Sequence[str], value: JsonValue) -> None:

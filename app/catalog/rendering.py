@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from app.catalog import templates
 from app.catalog.definition import CONTEXT_ROOT, Limits, Placement, Remote, ServerDefinition
 from app.catalog.errors import OptionError
+from app.catalog.objections import objections_of
 from app.catalog.options import Given, options_of, read_options
 from app.catalog.templates import Context
 
@@ -72,6 +73,8 @@ def render(
     definition: ServerDefinition, key: str, options: Mapping[str, object], *, placement: Placement | None = None
 ) -> RenderedServer:
     """What to run for `key: options`. `placement` overrides the definition's. Raises: OptionError."""
+    for objection in objections_of(definition):
+        raise OptionError(key, None, f"is in the catalog and is not run: {objection}")
     placed = placement or definition.placement
     _check_placement(definition, key, placement)
     home = home_of(definition, placed, key)

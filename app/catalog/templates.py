@@ -43,6 +43,9 @@ class Reference:
     path: tuple[str, ...]
     calls: tuple[Call, ...] = ()
 
+    def __str__(self) -> str:
+        return "{{" + ".".join(self.path) + "}}"
+
 
 def parse(text: str) -> tuple[str | Reference, ...]:
     """Literal pieces and references in order. Raises: TemplateError."""

@@ -1,22 +1,25 @@
-"""Docker's catalog files as definitions: nothing lost, bad entries reported and passed over."""
+"""Docker's catalog files as definitions: nothing lost, what is not run refused at use, bad entries passed over."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import yaml
 
-from app.catalog import CatalogError, ImageRun, RemoteRun, render
-from app.catalog.docker_format import DockerCatalog, Refusal, read_docker_catalog
+from app.catalog import CatalogError, ImageRun, OptionError, RemoteRun, ServerDefinition, objections_of, render
+from app.catalog.formats import ReadCatalog, Refusal, read_document
+from app.catalog.objections import notes_of
 
 
-def read(registry: dict[str, Any]) -> DockerCatalog:
-    return read_docker_catalog({"version": 3, "name": "test", "registry": registry}, origin="catalog.yaml")
+def read(registry: dict[str, Any]) -> ReadCatalog:
+    document = {"version": 3, "name": "test", "displayName": "Our own", "registry": registry}
+    return read_document(json.dumps(document).encode(), origin="catalog.yaml")
 
 
-def only(tile: str, name: str = "acme") -> Any:
-    catalog = read({name: yaml.safe_load(tile)})
+def only(tile: str | dict[str, Any], name: str = "acme") -> ServerDefinition:
+    catalog = read({name: yaml.safe_load(tile) if isinstance(tile, str) else tile})
     assert catalog.refused == ()
     return catalog.definitions[0]
 
@@ -176,15 +179,6 @@ def test_a_bad_entry_is_reported_and_the_others_are_read() -> None:
 @pytest.mark.parametrize(
     ("tile", "field", "reason"),
     [
-        ({"image": "a", "volumes": ["{{acme.dir}}:/data"]}, "volumes", "{{acme.dir}}:/data is a path of the host"),
-        ({"image": "a", "volumes": ["{{acme.dirs|volume|into}}"]}, "volumes", "is a path of the host"),
-        ({"image": "a", "volumes": ["/etc:/etc"]}, "volumes", "/etc:/etc is a path of the host"),
-        ({"image": "a", "volumes": ["~/x:/x"]}, "volumes", "is a path of the host"),
-        ({"image": "a", "volumes": ["C:\\x:/x"]}, "volumes", "is a path of the host"),
-        ({"image": "a", "volumes": ["/var/run/docker.sock:/s"]}, "volumes", "hand over the container engine"),
-        ({"image": "a", "privileged": True}, "privileged", "access to the host"),
-        ({"image": "a", "extraHosts": ["h:host-gateway"]}, "extraHosts", "access to the host"),
-        ({"type": "poci", "tools": [{"name": "t"}]}, "type", "one container per tool call"),
         ({"remote": {"url": "https://x", "transport_type": "stdio"}}, "remote.transport_type", "'stdio' is none of"),
         ({"remote": {"url": "https://x", "transport_type": []}}, "remote.transport_type", "'[]' is none of"),
         ({"image": "a", "config": [{"required": [["x"]]}]}, "config.required.0", "valid string"),
@@ -196,33 +190,102 @@ def test_a_bad_entry_is_reported_and_the_others_are_read() -> None:
         ({"image": "a", "x-defaults": {"a.b": 1}, "config": [{"type": "object"}]}, "x-defaults", "a.b is not in"),
         ({"image": "a", "secrets": 5}, "secrets", "expected a list"),
         ({"image": "a", "metadata": "x"}, "metadata", "expected an object"),
-        ({"image": "a", "command": ["$K"], "secrets": [{"name": "a.k", "env": "K"}]}, "command", "would expose"),
-        ({"image": "a", "env": [{"name": "A", "value": "{{acme.typo}}"}]}, "env", "{{acme.typo}} names nothing"),
-        ({"image": "a", "env": [{"name": "a.b", "value": ""}]}, "env.0.name", "should match pattern"),
+        ({"image": "a", "user": "$K", "secrets": [{"name": "a.k", "env": "K"}]}, "user", "would expose"),
+        ({"image": "a", "env": [{"name": "A", "value": "{{other.x}}"}]}, "env", "does not start with"),
+        ({"image": "a", "env": [{"name": "1", "value": ""}]}, "env.0.name", "should match pattern"),
+        ({"type": "poci", "tools": [{"name": "t"}]}, "tools.0.container.image", "Field required"),
+        ({"type": "poci"}, "tools", "a definition of type poci has tools"),
     ],
 )  # fmt: skip
-def test_what_cannot_or_should_not_run_is_refused_with_the_reason(
-    tile: dict[str, Any], field: str, reason: str
-) -> None:
+def test_what_is_no_server_is_refused_with_the_reason(tile: dict[str, Any], field: str, reason: str) -> None:
     refused = reasons({"title": "A", **tile})
     assert [refusal.field for refusal in refused] == [field]
     assert reason in refused[0].reason
 
 
-def test_a_schema_that_contains_itself_is_refused() -> None:
-    schema: dict[str, Any] = {"type": "object", "properties": {}}
-    schema["properties"]["again"] = schema
+HOST = {"title": "A", "image": "a", "config": [{"properties": {"dirs": {"type": "array"}, "dir": {"type": "string"}}}]}
+
+
+@pytest.mark.parametrize(
+    ("tile", "field", "reason"),
+    [
+        ({"volumes": ["{{acme.dir}}:/data"]}, "hostPaths", "{{acme.dir}}:/data is a path of the host"),
+        ({"volumes": ["{{acme.dirs|volume|into}}"]}, "hostPaths", "{{acme.dirs|volume|into}} is a path of the host"),
+        ({"volumes": ["/etc:/etc"]}, "hostPaths", "/etc:/etc is a path of the host"),
+        ({"volumes": ["~/x:/x"]}, "hostPaths", "is a path of the host"),
+        ({"volumes": ["C:\\x:/x"]}, "hostPaths", "is a path of the host"),
+        ({"volumes": ["/var/run/docker.sock:/s"]}, "hostPaths", "would hand over the container engine"),
+        ({"privileged": True}, "hostAccess", "privileged asks for access to the host"),
+        ({"extraHosts": ["h:host-gateway"]}, "hostAccess", "extraHosts asks for access to the host"),
+        ({"command": ["-t", "$K"], "secrets": [{"name": "a.k", "env": "K"}]}, "command", "credential in $K"),
+    ],
+)
+def test_what_reaches_for_the_host_is_in_the_catalog_and_refused_at_use(
+    tile: dict[str, Any], field: str, reason: str
+) -> None:
+    definition = only({**HOST, **tile})
+    (objection,) = objections_of(definition)
+    assert objection.field == field
+    assert reason in objection.reason
+    with pytest.raises(OptionError, match="is in the catalog and is not run") as caught:
+        render(definition, "acme", {})
+    assert objection.reason in str(caught.value)
+
+
+def test_a_named_volume_beside_a_path_of_the_host_is_kept_apart() -> None:
+    definition = only({**HOST, "volumes": ["data:/data", "{{acme.dir}}:/in", "/x:/x:ro"]})
+    assert (definition.volumes, definition.host_paths) == (("data:/data",), ("{{acme.dir}}:/in", "/x:/x:ro"))
+
+
+def test_a_tool_that_is_a_container_keeps_its_input_schema() -> None:
+    schema = {"type": "object", "properties": {"args": {"type": "array", "items": {"type": "string"}}}}
+    container = {"image": "curl", "command": ["{{args|into}}"], "volumes": ["{{basedir}}:{{basedir}}"]}
+    tile = {"title": "Curl", "type": "poci", "tools": [{"name": "curl", "parameters": schema, "container": container}]}
+    definition = only(tile, "curl")
+    written = definition.tools[0].model_dump(exclude_defaults=True, mode="json")
+    assert written == {"name": "curl", "parameters": schema, "container": container}
+    with pytest.raises(OptionError, match="a container per call, which Sandgate does not run yet"):
+        render(definition, "curl", {})
+
+
+def test_a_template_that_names_nothing_comes_out_empty_and_a_note_says_so() -> None:
+    definition = only({"title": "A", "image": "a", "env": [{"name": "a.b", "value": "{{acme.typo}}"}]})
+    assert notes_of(definition) == ("env: {{acme.typo}} names none of its settings, so it is always empty.",)
+    run = render(definition, "acme", {}).run
+    assert isinstance(run, ImageRun)
+    assert run.env == {}
+
+
+def test_a_remote_that_signs_in_with_oauth_says_that_this_is_missing() -> None:
+    provider = {"provider": "acme", "secret": "acme.token", "env": "TOKEN"}
+    remote = {"url": "https://a.example/mcp", "transport_type": "sse"}
+    definition = only({"title": "A", "type": "remote", "remote": remote, "oauth": {"providers": [provider]}})
+    assert [note.split(":")[0] for note in notes_of(definition)] == ["oauth"]
+
+
+def test_a_schema_that_contains_itself_is_an_error() -> None:
+    text = b"registry: {acme: {image: a, config: [&again {type: object, properties: {again: *again}}]}}"
+    with pytest.raises(CatalogError, match="nests them more than 100 deep"):
+        read_document(text, origin="catalog.yaml")
+
+
+def test_a_schema_that_nests_too_deep_is_refused() -> None:
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(20):
+        schema = {"type": "object", "properties": {"again": schema}}
     assert [str(refusal) for refusal in reasons({"image": "a", "config": [schema]})] == [
         "acme: config: nests more than 16 objects"
     ]
 
 
-@pytest.mark.parametrize("document", [None, [], "text", {}, {"registry": []}])
-def test_a_document_that_is_no_catalog_is_an_error(document: object) -> None:
-    with pytest.raises(CatalogError, match=r"catalog\.yaml: registry: expected an object"):
-        read_docker_catalog(document, origin="catalog.yaml")
+def test_the_catalog_keeps_its_title() -> None:
+    assert read({}) == ReadCatalog("docker-catalog", "Our own", (), ())
 
 
-def test_the_catalog_keeps_its_name_and_title() -> None:
-    catalog = read_docker_catalog({"name": "own", "displayName": "Our own", "registry": {}}, origin="catalog.yaml")
-    assert catalog == DockerCatalog("own", "Our own", (), ())
+def test_a_catalog_artifact_is_read_from_its_snapshots() -> None:
+    document = {
+        "title": "Pulled",
+        "servers": [{"type": "image", "snapshot": {"server": {"name": "acme", "image": "a"}}}],
+    }
+    catalog = read_document(json.dumps(document).encode(), origin="artifact.json")
+    assert (catalog.title, [definition.image for definition in catalog.definitions]) == ("Pulled", ["a"])

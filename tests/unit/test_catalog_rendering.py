@@ -228,7 +228,7 @@ def test_a_default_may_depend_on_where_the_server_is_placed() -> None:
 @pytest.mark.parametrize(
     ("options", "field", "message"),
     [
-        ({"acmeToken": ""}, "acmeToken", "this credential is required (Token of your account). Get one at https://acme.example/tokens"),
+        ({"acmeToken": ""}, "acmeToken", "($ACME_TOKEN of the server: Token of your account). Get one at https://acme.example/tokens"),
         ({"acmeToken": None}, "acmeToken", "this credential is required"),
         ({"siteUrl": None}, "siteUrl", "is required (Where Acme runs)"),
         ({"acmeToken": True}, "acmeToken", "expected a string, got a boolean"),

@@ -130,6 +130,9 @@ def test_the_public_catalog_shows_properties_by_the_names_of_the_sdk() -> None:
         "homepage": "https://acme.example",
         "category": "devops",
         "verified": False,
+        "state": "available",
+        "reasons": [],
+        "notes": [],
     }  # fmt: skip
 
 

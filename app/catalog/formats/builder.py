@@ -1,0 +1,99 @@
+"""Puts a manifest together from a format that has no catalog in mind: values become credentials, settings or words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from app.catalog.formats.reading import Manifest, variable_name
+
+_CREDENTIAL_NAME = re.compile(
+    r"api_?key|access_?key|auth|token|secret|passw|pwd|credential|private_?key|bearer|(^|_)pat$"
+)
+_CREDENTIAL_VALUE = re.compile(
+    r"(sk|pk|rk|ghp|gho|ghs|github_pat|glpat|xox[abp]|AKIA|ey[JA-Z])[-_A-Za-z0-9.]{8,}|[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@.*"
+)
+_RANDOM_TEXT = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+/=_-]{32,}")
+_PLACEHOLDER = re.compile(r"<[^<>]*>|\$\{[^}]*\}|your[-_ ].*|x{3,}|\.{3}|", re.IGNORECASE)
+
+
+def looks_secret(name: str, value: object = "") -> bool:
+    """Whether a variable, header or flag carries a credential, by its name or by the look of its value."""
+    plain = re.sub(r"[-. ]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).lower()
+    text = str(value)
+    return bool(_CREDENTIAL_NAME.search(plain) or _CREDENTIAL_VALUE.fullmatch(text) or _RANDOM_TEXT.fullmatch(text))
+
+
+def is_placeholder(value: str) -> bool:
+    """Whether a value only says that something has to be put in its place: `<token>`, `YOUR_KEY`, empty text."""
+    return _PLACEHOLDER.fullmatch(value.strip()) is not None
+
+
+class ManifestBuilder:
+    """Grows one manifest. Every name is taken once; asking for it again gives the same credential or setting."""
+
+    def __init__(self, name: str, *, title: str, description: str = "") -> None:
+        self._name = name
+        self._title = title
+        self._description = description
+        self._secrets: dict[str, dict[str, Any]] = {}
+        self._settings: dict[str, dict[str, Any]] = {}
+        self._required: list[str] = []
+        self._env: dict[str, str] = {}
+        self._notes: list[str] = []
+        self.command: list[str] = []
+        self.extra: Manifest = {}
+        """What goes into the manifest as it is."""
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def secret(self, env: str, *, required: bool = True, description: str = "") -> str:
+        """A credential in this variable; gives the text that stands for it."""
+        stated = {"description": description} if description else {}
+        self._secrets.setdefault(
+            env, {"name": f"{self._name}.{env.lower()}", "env": env, "required": required, **stated}
+        )
+        return f"${{{env}}}"
+
+    def setting(
+        self, name: str, schema: Mapping[str, Any] | None = None, *, required: bool = False, into: bool = False
+    ) -> str:
+        """A setting of the caller's; gives the template that stands for it, as any number of list items for `into`."""
+        key = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "value"
+        if key not in self._settings:
+            self._settings[key] = {"type": "string", **(schema or {})}
+            if required:
+                self._required.append(key)
+        return f"{{{{{self._name.replace('.', '_')}.{key}{'|into' if into else ''}}}}}"
+
+    def set_env(self, name: str, value: str) -> None:
+        self._env[name] = value
+
+    def note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
+
+    def header_secret(self, header: str, value: str) -> str:
+        """The text that stands for a header whose value is a credential; its scheme (`Bearer`) is kept."""
+        scheme = re.match(r"(Bearer|Basic|Token|ApiKey)\s+", value, re.IGNORECASE)
+        name = "TOKEN" if header.lower() == "authorization" else header
+        return f"{scheme.group(0) if scheme else ''}{self.secret(variable_name(self._name, name))}"
+
+    def build(self) -> Manifest:
+        manifest: Manifest = {"name": self._name, "title": self._title, "type": "server", **self.extra}
+        if self._description:
+            manifest["description"] = self._description
+        if self.command:
+            manifest["command"] = self.command
+        manifest["env"] = [{"name": name, "value": value} for name, value in self._env.items()]
+        manifest["secrets"] = list(self._secrets.values())
+        if self._settings:
+            manifest["config"] = {"properties": self._settings} | (
+                {"required": self._required} if self._required else {}
+            )
+        if self._notes:
+            manifest["notes"] = self._notes
+        return manifest
