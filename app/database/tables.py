@@ -139,3 +139,69 @@ pods = Table(
 )
 """A pod is recorded before the engine hears of it and deleted once the engine has none of it left, so that nothing can
 run that no row knows. `secrets_encrypted` holds its control tokens."""
+
+templates = Table(
+    "templates",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("team_id", String(32), ForeignKey("teams.id"), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(128)),
+    Column("public", Boolean, nullable=False),
+    Column("sandbox_id", String(32), index=True),
+    Column("created_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Column("spawn_count", Integer, nullable=False),
+    Column("last_spawned_at", Moment),
+    Index(None, "team_id", "name", unique=True),
+)
+"""`kind` is `template` or `snapshot`; a snapshot may be without a name, and `sandbox_id` is what it was taken of."""
+
+template_builds = Table(
+    "template_builds",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("template_id", String(32), ForeignKey("templates.id"), nullable=False, index=True),
+    Column("status", String(16), nullable=False),
+    Column("failure", JSON),
+    Column("wanted_tags", JSON, nullable=False),
+    Column("image", String(255)),
+    Column("cpus", Integer),
+    Column("memory_mib", Integer),
+    Column("has_gateway", Boolean, nullable=False),
+    Column("runs_encrypted", Text),
+    Column("created_at", Moment, nullable=False),
+    Column("started_at", Moment),
+    Column("finished_at", Moment),
+    Index(None, "status", "started_at"),
+)
+"""`runs_encrypted` says how a sandbox of the build is run (user, directory, environment, start and ready command). No
+`image` means the workspace image that Sandgate brings along. A build gets its tags when it is ready."""
+
+template_tags = Table(
+    "template_tags",
+    metadata,
+    Column("template_id", String(32), ForeignKey("templates.id"), primary_key=True),
+    Column("tag", String(128), primary_key=True),
+    Column("build_id", String(36), ForeignKey("template_builds.id"), nullable=False, index=True),
+    Column("created_at", Moment, nullable=False),
+)
+
+template_build_logs = Table(
+    "template_build_logs",
+    metadata,
+    Column("build_id", String(36), ForeignKey("template_builds.id"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("at", Moment, nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("step", String(16)),
+    Column("message", Text, nullable=False),
+)
+
+template_layers = Table(
+    "template_layers",
+    metadata,
+    Column("image", String(255), primary_key=True),
+    Column("used_at", Moment, nullable=False, index=True),
+)
+"""Images that a later build may begin from, and when one last did."""
