@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 
 from app.catalog import names, templates
 from app.catalog.manifest_parts import ConfigObject, Items, ManifestPart, Text, refuse, refuse_duplicates
+from app.catalog.package import Package
 from app.catalog.templates import Reference, TemplateError
 
 Placement: TypeAlias = Literal["gateway", "workspace"]
@@ -29,19 +30,6 @@ _IMPORTED = {"imported": True}
 """Validation context of a definition that somebody else wrote for another gateway."""
 
 HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$")]
-
-
-class Package(ManifestPart):
-    """A package of a registry, installed beforehand: starting the server downloads nothing."""
-
-    registry: Literal["npm", "pypi"]
-    name: Text
-    version: Text
-    """Exactly one version, never a range."""
-    constraints: Items[Text] = ()
-    """Requirements on other packages that this version needs to work, such as `mcp<2`."""
-    integrity: str | None = None
-    """Hash of the package file as its registry's lock files write it, `sha256:…` or `sha512-…`."""
 
 
 class Remote(ManifestPart):
@@ -139,7 +127,8 @@ class ServerDefinition(ManifestPart):
     """Where the command comes from; the server runs as `placement` says."""
     remote: Remote | None = None
     command: Items[str] = ()
-    """Package: the whole command, the program first. Image: arguments after the image's entrypoint."""
+    """Package: the program, by the name the package gives it, and its arguments. Image: arguments after the image's
+    entrypoint."""
     cwd: str | None = None
     """Working directory of a package server."""
     env: Items[EnvVar] = ()
@@ -237,8 +226,8 @@ class ServerDefinition(ManifestPart):
             refuse("type", f"a definition of type poci has no {kinds[0]}")
         if self.type != "poci" and (len(kinds) != 1 or kinds[0] not in expected):
             refuse("type", f"a definition of type {self.type} has exactly one of: {', '.join(expected)}")
-        if self.package and not self.command:
-            refuse("command", "a package server needs its command, the program first")
+        if self.package:
+            self._check_program()
         if self.remote and self.command:
             refuse("command", "a remote server has no command")
         if self.cwd is not None and not self.package:
@@ -248,6 +237,12 @@ class ServerDefinition(ManifestPart):
                 refuse(to_camel(field), "only an image server can have it")
         if self.placement == "workspace" and not self.package:
             refuse("placement", "only a package server can be placed in the workspace")
+
+    def _check_program(self) -> None:
+        if not self.command:
+            refuse("command", "a package server needs its command, the program first")
+        if "{{" in self.command[0]:
+            refuse("command", "begins with the name of a program of the package")
 
     def _check_names(self) -> None:
         if self.context_name == CONTEXT_ROOT:

@@ -16,6 +16,7 @@ from app.catalog.definition import CONTEXT_ROOT, Limits, Placement, Remote, Serv
 from app.catalog.errors import OptionError
 from app.catalog.objections import objections_of
 from app.catalog.options import Given, options_of, read_options
+from app.catalog.package import Package
 from app.catalog.templates import Context
 
 
@@ -27,6 +28,8 @@ class PackageRun:
     env: Mapping[str, str] = field(repr=False)
     cwd: str | None = None
     placement: Placement = "gateway"
+    package: Package | None = None
+    """What has to be installed for it; `command` points there. None for a custom server."""
     repository: str | None = None
     """Clone URL of a custom server."""
     install: str | None = None
@@ -94,13 +97,20 @@ def render(
             disable_network=definition.disable_network,
         )
     else:
+        program, *arguments = definition.command
         run = PackageRun(
-            command=templates.evaluate_items(definition.command, context, env),
+            command=(_program(definition.package, program), *templates.evaluate_items(arguments, context, env)),
             env=env,
             cwd=_optional(definition.cwd, context, env),
             placement=placed,
+            package=definition.package,
         )
     return RenderedServer(key=key, start_timeout_s=definition.start_timeout_s, run=run)
+
+
+def _program(package: Package | None, name: str) -> str:
+    """Where the installed program is, as the sandbox sees it."""
+    return name if package is None or name.startswith("/") else f"{package.directory}/bin/{name}"
 
 
 def home_of(definition: ServerDefinition, placement: Placement, key: str) -> str:

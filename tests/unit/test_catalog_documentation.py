@@ -26,10 +26,13 @@ def test_there_is_an_example_of_each_kind() -> None:
         "shot": {"width": 800},
         "docs": {"token": CREDENTIAL},
     }
+    package = MANIFESTS["acme"].package
+    assert package is not None
     assert {key: render(MANIFESTS[key], key, given).run for key, given in options.items()} == {
         "acme": PackageRun(
-            command=("/opt/mcp/acme/node_modules/.bin/acme-mcp", "--region=us"),
+            command=(f"{package.directory}/bin/acme-mcp", "--region=us"),
             env={"ACME_API_KEY": CREDENTIAL, "ACME_HEADERS": f'{{"Authorization": "Bearer {CREDENTIAL}"}}'},
+            package=package,
         ),
         "shot": ImageRun(
             image=MANIFESTS["shot"].image or "",

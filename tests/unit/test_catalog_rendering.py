@@ -19,7 +19,7 @@ name: acme-mcp
 title: Acme
 type: server
 package: {registry: npm, name: acme-mcp, version: 1.0.0}
-command: [/opt/acme, "--site={{acme-mcp.site.url}}", "{{acme-mcp.paths|into}}", --port, "{{acme-mcp.port}}"]
+command: [acme, "--site={{acme-mcp.site.url}}", "{{acme-mcp.paths|into}}", --port, "{{acme-mcp.port}}"]
 startTimeoutS: 12.5
 secrets:
   - {name: acme-mcp.token, env: ACME_TOKEN, description: Token of your account., obtainAt: https://acme.example/tokens}
@@ -100,11 +100,19 @@ def refusal(server: ServerDefinition, options: dict[str, object]) -> OptionError
 
 
 def test_a_package_server_gets_its_command_and_environment_with_defaults_filled_in() -> None:
+    assert PACKAGE.package is not None
     assert render(PACKAGE, "acme", NEEDED) == RenderedServer(
         key="acme",
         start_timeout_s=12.5,
         run=PackageRun(
-            command=("/opt/acme", "--site=https://acme.example", "/data", "/var/lib/mcp/acme", "--port", "80"),
+            command=(
+                f"/opt/mcp-store/{PACKAGE.package.digest}/bin/acme",
+                "--site=https://acme.example",
+                "/data",
+                "/var/lib/mcp/acme",
+                "--port",
+                "80",
+            ),
             env={
                 "ACME_TOKEN": SECRET,
                 "HEADERS": '{"Authorization": "Bearer tok-5up3r"}',
@@ -112,6 +120,7 @@ def test_a_package_server_gets_its_command_and_environment_with_defaults_filled_
                 "VERBOSE": "false",
             },
             placement="gateway",
+            package=PACKAGE.package,
         ),
     )
 
@@ -221,8 +230,8 @@ def test_a_default_may_depend_on_where_the_server_is_placed() -> None:
     here, there = render(server, "files", {}).run, render(server, "files", {}, placement="workspace").run
     assert isinstance(here, PackageRun)
     assert isinstance(there, PackageRun)
-    assert (here.placement, here.command) == ("gateway", ("files", "/var/lib/mcp/files/x"))
-    assert (there.placement, there.command) == ("workspace", ("files", "/home/user/x"))
+    assert (here.placement, here.command[1:]) == ("gateway", ("/var/lib/mcp/files/x",))
+    assert (there.placement, there.command[1:]) == ("workspace", ("/home/user/x",))
 
 
 @pytest.mark.parametrize(

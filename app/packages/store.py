@@ -1,0 +1,99 @@
+"""The store of installed packages: one volume of the engine, an installation a digest, never changed once it is there.
+
+Every installation is made by a job named after its digest, so it is made once however many ask for it at the same time,
+from however many processes, and goes on when those who asked are gone. The job has no credentials and nothing of ours
+but the package's name and lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from app.catalog.package import STORE_PATH, Package
+from app.engines.interface import Engine, File, Limits, VolumeMount
+from app.engines.jobs import JobOutcome, JobSpec, Report
+from app.errors import EngineOutOfSpace
+from app.packages.errors import PackageInstallError
+from app.packages.locks import LockFiles, PackageLocks
+
+STORE_MOUNT = VolumeMount(volume="mcp-store", path=STORE_PATH, read_only=True, shared=True)
+"""For every container that runs package servers."""
+
+INSTALL_TIMEOUT_S = 900
+_WRITABLE = "/mnt/store"
+_INSTALLER = "/run/sandgate/install_package.py"
+_LIMITS = Limits(memory_mib=3072, cpus=2.0, pids=1024)
+_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "KILL", "SETGID", "SETUID")
+"""What it takes to run a package's own code as somebody else, to end that, and to take over what it left."""
+_OUT_OF_SPACE = 28
+_TIMED_OUT = (124, 137)
+_OUTPUT_LINES = 20
+
+
+class PackageStore:
+    def __init__(self, engine: Engine, *, image: str, installer: Path, locks: PackageLocks) -> None:
+        """`image` has Python, Node, uv and compilers; `installer` is the program of the job."""
+        self._jobs = engine.jobs
+        self._image = image
+        self._installer = installer
+        self._locks = locks
+        self._seen: set[str] = set()
+        """Digests known to be installed. Nothing that is installed is ever removed while it can be used."""
+
+    async def is_installed(self, package: Package) -> bool:
+        if package.digest not in self._seen:
+            markers = await self._jobs.read_shared(STORE_MOUNT.volume, ".installed")
+            self._seen.update(name.removesuffix(".json") for name in markers if not name.startswith("."))
+        return package.digest in self._seen
+
+    async def ensure(self, key: str, package: Package, report: Report = lambda line: None) -> None:
+        """Install the package of server `key` if it is absent; returns once it can be used. Safe to repeat.
+
+        Raises: PackageInstallError, PackageLockError, EngineUnavailable, EngineOutOfSpace, ImageMissing, EngineError.
+        """
+        if await self.is_installed(package):
+            return
+        spec = await asyncio.to_thread(self._job, package)
+        while True:
+            outcome = await self._jobs.run(spec, report)
+            # Whoever else waited for the same job may have taken its outcome: then the store tells, or it is done anew.
+            if outcome.exit_code is not None or await self.is_installed(package):
+                break
+        if outcome.exit_code:
+            raise _failure(key, package, outcome)
+        self._seen.add(package.digest)
+
+    async def lock_of(self, package: Package) -> LockFiles:
+        """The lock that an installation was made from; empty if it is not installed."""
+        return await self._jobs.read_shared(STORE_MOUNT.volume, f"{package.digest}/.sandgate-lock")
+
+    def _job(self, package: Package) -> JobSpec:
+        request = package.model_dump(mode="json", by_alias=True) | {"digest": package.digest}
+        files = {"package.json": json.dumps(request).encode()}
+        files |= {f"lock/{name}": content for name, content in (self._locks.read(package) or {}).items()}
+        return JobSpec(
+            name=f"install-{package.digest}",
+            image=self._image,
+            command=("python3", "-I", _INSTALLER),
+            limits=_LIMITS,
+            timeout_s=INSTALL_TIMEOUT_S,
+            files=(
+                File(path=_INSTALLER, content=self._installer.read_bytes()),
+                *(File(path=f"/run/sandgate/{name}", content=content, mode=0o444) for name, content in files.items()),
+            ),
+            shared={STORE_MOUNT.volume: _WRITABLE},
+            capabilities=_CAPABILITIES,
+        )
+
+
+def _failure(key: str, package: Package, outcome: JobOutcome) -> Exception:
+    if outcome.exit_code == _OUT_OF_SPACE:
+        return EngineOutOfSpace(f"{package} could not be installed: the engine's disk is full. Free space there.")
+    *lines, last = outcome.output.strip().splitlines()[-_OUTPUT_LINES:] or [""]
+    if outcome.exit_code in _TIMED_OUT:
+        reason = f"it took more than {INSTALL_TIMEOUT_S} s or more memory than {_LIMITS.memory_mib} MiB"
+        return PackageInstallError(key, package, reason, "\n".join([*lines, last]))
+    said, _, reason = last.rpartition("sandgate: ")
+    return PackageInstallError(key, package, reason, "\n".join([*lines, *filter(None, [said])]))
