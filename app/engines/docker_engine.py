@@ -236,10 +236,11 @@ class DockerEngine:
     async def observe(self) -> Mapping[str, Pod]:
         return await self._client.call(self._pods, doing="list the sandboxes' containers")
 
-    async def logs(self, pod_id: str, role: str, *, tail: int) -> str:
+    async def logs(self, pod_id: str, role: str, *, tail: int, timestamps: bool = False) -> str:
         def read(api: docker.APIClient) -> str:
+            name = docker_pods.container_name(pod_id, role)
             try:
-                output = api.logs(docker_pods.container_name(pod_id, role), stdout=True, stderr=True, tail=tail)
+                output = api.logs(name, stdout=True, stderr=True, tail=tail, timestamps=timestamps)
             except NotFound:
                 return ""
             return output.decode(errors="replace")

@@ -13,6 +13,7 @@ from app.engines.in_memory_builds import InMemoryBuilds
 from app.engines.in_memory_jobs import InMemoryJobs
 from app.engines.interface import ContainerState, ContainerStatus, EgressRules, EngineInfo, Pod, PodSpec
 from app.errors import EngineError, EngineUnavailable, ImageMissing, PodGone
+from app.ids_and_time import rfc3339, utc_now
 
 _ON_THE_WAY_UP: Mapping[ContainerState, tuple[ContainerState, ...]] = {
     "absent": ("created", "running"),
@@ -28,7 +29,8 @@ class _PodInMemory:
     spec: PodSpec
     statuses: dict[str, ContainerStatus]
     """By role, in the order of the spec."""
-    output: dict[str, list[str]] = field(default_factory=dict)
+    output: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """By role, lines with their moments."""
 
 
 class InMemoryEngine:
@@ -141,11 +143,11 @@ class InMemoryEngine:
             if any(status.state != "absent" for status in pod.statuses.values())
         }
 
-    async def logs(self, pod_id: str, role: str, *, tail: int) -> str:
+    async def logs(self, pod_id: str, role: str, *, tail: int, timestamps: bool = False) -> str:
         await self._answer(f"read the log of {role}")
         pod = self._pods.get(pod_id)
         lines = pod.output.get(role, []) if pod else []
-        return "".join(f"{line}\n" for line in lines[-tail:])
+        return "".join(f"{f'{moment} ' if timestamps else ''}{line}\n" for moment, line in lines[-tail:])
 
     async def create_volume(self, name: str) -> None:
         await self._answer(f"create volume {name}")
@@ -181,7 +183,7 @@ class InMemoryEngine:
         self._pods[pod_id].statuses[role] = ContainerStatus(role=role, state="absent")
 
     def write_log(self, pod_id: str, role: str, line: str) -> None:
-        self._pods[pod_id].output.setdefault(role, []).append(line)
+        self._pods[pod_id].output.setdefault(role, []).append((rfc3339(utc_now()), line))
 
     def spec_of(self, pod_id: str) -> PodSpec:
         """What the pod was started with, and the network rules it has now."""

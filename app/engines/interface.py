@@ -203,8 +203,11 @@ class Engine(Protocol):
         """All pods of this installation by pod id, in one call to the engine; half-made ones too."""
         ...
 
-    async def logs(self, pod_id: str, role: str, *, tail: int) -> str:
-        """The last lines a container wrote, stdout and stderr together; empty if there is none."""
+    async def logs(self, pod_id: str, role: str, *, tail: int, timestamps: bool = False) -> str:
+        """The last lines a container wrote, stdout and stderr together; empty if there is none.
+
+        With `timestamps` each begins with its moment (RFC 3339, UTC) and a space.
+        """
         ...
 
     async def create_volume(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta
 from ipaddress import ip_address
 
 import pytest
@@ -225,6 +226,16 @@ async def test_a_pod_starts_from_a_snapshot_of_another(subject: Subject) -> None
     assert not await subject.engine.has_image("sandgate-test/snapshot:model")
     with pytest.raises(PodGone, match="unknown"):
         await subject.engine.snapshot("unknown", "only", "sandgate-test/snapshot:none")
+
+
+async def test_lines_can_carry_the_moment_they_were_written(subject: Subject) -> None:
+    await subject.engine.start(pod("timed", container(subject.image)))
+    await subject.speak("timed", "only")
+    lines = (await subject.engine.logs("timed", "only", tail=2, timestamps=True)).splitlines()
+    assert [line.partition(" ")[2] for line in lines] == list(LINES[-2:])
+    moments = [datetime.fromisoformat(line.partition(" ")[0]) for line in lines]
+    assert moments == sorted(moments)
+    assert all(moment.utcoffset() == timedelta(0) for moment in moments)
 
 
 async def test_a_volume_outlives_the_pods_that_share_it(subject: Subject) -> None:
