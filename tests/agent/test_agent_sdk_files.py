@@ -116,29 +116,51 @@ def test_a_directory_cannot_be_read_or_overwritten_as_a_file(agent: RunningAgent
         sandbox.files.write("folder", "x")
 
 
-def test_files_are_touched_with_the_rights_of_the_user(agent: RunningAgent) -> None:
+def test_a_file_closed_to_the_user_is_read_all_the_same(agent: RunningAgent) -> None:
     sandbox = agent.sandbox()
-    sandbox.files.write("/tmp/secret-of-root", "s", user="root")
-    try:
-        sandbox.commands.run("chmod 600 /tmp/secret-of-root", user="root")
-        with pytest.raises(Exception, match="permission denied: '/tmp/secret-of-root'"):
-            sandbox.files.read("/tmp/secret-of-root")
-        assert sandbox.files.read("/tmp/secret-of-root", user="root") == "s"
-    finally:
-        os.unlink("/tmp/secret-of-root")
+    sandbox.files.write("secret", "s", user="root")
+    sandbox.commands.run(f"chmod 600 {sandbox.files.get_info('secret', user='root').path}", user="root")
+
+    assert sandbox.files.read("/root/secret") == "s"
+    sandbox.files.remove("/root/secret")
 
 
-def test_a_file_open_to_one_of_the_user_s_groups_can_be_written(agent: RunningAgent) -> None:
+def test_a_file_written_where_the_user_has_no_rights_belongs_to_the_user(agent: RunningAgent) -> None:
+    closed = agent.directory / "closed"
+    closed.mkdir(mode=0o700)
     sandbox = agent.sandbox()
-    sandbox.commands.run(
-        "mkdir grouped; touch grouped/file; chown root:shared grouped/file; chmod 660 grouped/file",
-        user="root",
-        cwd=str(agent.home),
-    )
 
-    sandbox.files.write("grouped/file", "by the group")
+    sandbox.files.write(f"{closed}/new/file", "x")
 
-    assert sandbox.files.read("grouped/file") == "by the group"
+    assert _owner(closed) == 0
+    assert _owner(closed / "new") == _owner(closed / "new" / "file") == USER_UID
+
+
+def test_an_overwritten_file_goes_to_the_user_who_writes_it(agent: RunningAgent) -> None:
+    sandbox = agent.sandbox()
+    path = agent.home / "handed-over"
+    sandbox.files.write(str(path), "1", user="root")
+    sandbox.files.write(str(path), "2", user="user")
+
+    assert (_owner(path), path.read_text()) == (USER_UID, "2")
+
+
+def test_a_file_written_through_a_dangling_link_belongs_to_the_user(agent: RunningAgent) -> None:
+    sandbox = agent.sandbox()
+    sandbox.commands.run("ln -s behind-the-link link")
+
+    sandbox.files.write("link", "x")
+
+    assert (_owner(agent.home / "behind-the-link"), sandbox.files.read("link")) == (USER_UID, "x")
+
+
+def test_only_the_own_home_can_be_named_with_a_tilde(agent: RunningAgent) -> None:
+    sandbox = agent.sandbox()
+    sandbox.files.write("~/at-home", "x")
+
+    assert sandbox.files.get_info("~/at-home").path == f"{agent.home}/at-home"
+    with pytest.raises(InvalidArgumentException, match="only the user's own home"):
+        sandbox.files.read("~root/file")
 
 
 def test_an_unknown_user_is_refused(agent: RunningAgent) -> None:
@@ -166,3 +188,7 @@ def test_signed_addresses_open_one_file_each_way(agent: RunningAgent) -> None:
 
     assert (upload.status_code, download.status_code, download.text) == (200, 200, "after")
     assert (expired.status_code, expired.json()) == (401, {"code": 401, "message": "signature is already expired"})
+
+
+def _owner(path: Path) -> int:
+    return path.stat().st_uid

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import Callable
 
 import pytest
 from e2b import FileNotFoundException, FilesystemEvent, FilesystemEventType, FileType, InvalidArgumentException
@@ -123,16 +122,75 @@ def test_removing_takes_everything_below_and_can_be_repeated(agent: RunningAgent
     assert sandbox.files.exists("keep/file") is True
 
 
-def test_changes_are_made_with_the_rights_of_the_user(agent: RunningAgent) -> None:
+def test_the_tree_is_changed_where_the_user_has_no_rights_and_what_is_made_is_the_user_s(agent: RunningAgent) -> None:
+    closed = agent.directory / "closed-tree"
+    closed.mkdir(mode=0o700)
     sandbox = agent.sandbox()
-    calls: list[Callable[[], object]] = [
-        lambda: sandbox.files.make_dir("/etc/made-by-user"),
-        lambda: sandbox.files.remove("/etc/hostname"),
-        lambda: sandbox.files.rename("/etc/hostname", "/etc/renamed-by-user"),
+
+    sandbox.files.make_dir(f"{closed}/a/b")
+    sandbox.files.write(f"{closed}/a/file", "x")
+    moved = sandbox.files.rename(f"{closed}/a/file", f"{closed}/c/d/file")
+
+    assert [entry.name for entry in sandbox.files.list(str(closed), depth=3)] == ["a", "b", "c", "d", "file"]
+    owners = {entry.owner for entry in sandbox.files.list(str(closed), depth=3)}
+    assert (owners, moved.owner, os.stat(closed).st_uid) == ({"user"}, "user", 0)
+    sandbox.files.remove(f"{closed}/a")
+    assert sandbox.files.exists(f"{closed}/a") is False
+
+
+def test_a_move_to_another_file_system_keeps_owners_modes_and_links(agent: RunningAgent) -> None:
+    sandbox = agent.sandbox()
+    sandbox.commands.run(
+        "mkdir -p mixed/own; touch mixed/own/script mixed/roots; ln -s own mixed/link; chown -h user mixed/link"
+        "; chown -R user mixed/own; chmod 4755 mixed/own/script; chmod 700 mixed/own; chown root mixed/roots",
+        user="root",
+        cwd=str(agent.home),
+    )
+
+    sandbox.files.rename("mixed", f"{agent.directory}/small/mixed")
+
+    listing = sandbox.commands.run(
+        f"cd {agent.directory}/small && find mixed -printf '%p %u %m %l\\n' | sort", user="root"
+    )
+    assert listing.stdout.splitlines() == [
+        "mixed root 755 ",
+        "mixed/link user 777 own",
+        "mixed/own user 700 ",
+        "mixed/own/script user 4755 ",
+        "mixed/roots root 644 ",
     ]
-    for call in calls:
-        with pytest.raises(Exception, match="permission denied"):
-            call()
+
+
+def test_a_directory_has_a_size(agent: RunningAgent) -> None:
+    sandbox = agent.sandbox()
+    sandbox.files.make_dir("sized")
+
+    assert sandbox.files.get_info("sized").size > 0
+
+
+def test_a_tree_deeper_than_a_program_s_stack_is_listed_and_watched(agent: RunningAgent) -> None:
+    sandbox = agent.sandbox()
+    depth = 1500
+    sandbox.commands.run(f"mkdir -p deep/{'d/' * depth}")
+
+    handle = sandbox.files.watch_dir("deep", recursive=True)
+    assert len(sandbox.files.list("deep", depth=depth + 1)) == depth
+    handle.stop()
+    with pytest.raises(InvalidArgumentException, match="nested too deeply"):
+        sandbox.files.remove("deep")
+    sandbox.commands.run("rm -r deep")
+
+
+def test_names_that_are_no_text_are_listed_and_watched(agent: RunningAgent) -> None:
+    sandbox = agent.sandbox()
+    sandbox.files.make_dir("odd")
+    handle = sandbox.files.watch_dir("odd")
+
+    sandbox.commands.run("touch odd/$'caf\\xe9'")
+
+    assert [entry.name for entry in sandbox.files.list("odd")] == ["caf\ufffd"]
+    assert seen(handle.get_new_events())[0] == (CREATE, "caf\ufffd")
+    handle.stop()
 
 
 def test_metadata_survives_on_a_file_system_without_attributes(agent: RunningAgent) -> None:

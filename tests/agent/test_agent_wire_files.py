@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from sandgate_agent.errors import RangeNotSatisfiable
+from sandgate_agent.errors import PreconditionFailed, RangeNotSatisfiable
+from sandgate_agent.files.conditions import is_unchanged_for
 from sandgate_agent.files.download import choose_coding, parse_range
 
 from tests.agent.running_agent import RunningAgent
@@ -101,6 +102,14 @@ def test_two_parts_for_one_path_are_refused(agent: RunningAgent) -> None:
     assert "several files of the upload have the same path" in by_name.json()["message"]
 
 
+def test_a_file_name_that_is_no_text_is_refused(agent: RunningAgent) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="caf\xe9"\r\n\r\nx\r\n--b--\r\n'
+    with agent.client() as client:
+        answer = client.post("/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+
+    assert (answer.status_code, answer.json()["message"]) == (400, "the name of a file is not UTF-8")
+
+
 def test_other_fields_of_a_form_are_ignored(agent: RunningAgent) -> None:
     parts = [("comment", (None, b"hello")), ("file", ("with-comment", b"x")), ("comment", (None, b"bye"))]
     with agent.client() as client:
@@ -123,7 +132,8 @@ def test_other_fields_of_a_form_are_ignored(agent: RunningAgent) -> None:
         ("?path=" + "n" * 300, "application/octet-stream", b"x", 400, "cannot be used: File name too long"),
         ("?path=/etc/passwd/x", "application/octet-stream", b"x", 400, "has a parent that is not a directory"),
         ("?path=/dev/null", "application/octet-stream", b"x", 400, "is not a regular file"),
-        ("?path=/not-for-users", "application/octet-stream", b"x", 403, "permission denied: '/not-for-users'"),
+        ("?path=/proc/1/x", "application/octet-stream", b"x", 404, "does not exist"),
+        ("?path=" + "n/" * 2500, "application/octet-stream", b"x", 400, "the path is longer than 4095 bytes"),
         ("?path=x&username=nobody-knows", "application/octet-stream", b"x", 401, "invalid username: 'nobody-knows'"),
     ],
 )
@@ -237,6 +247,41 @@ def test_a_range_of_another_version_is_answered_with_the_whole(agent: RunningAge
         other = download(client, "versioned", Range="bytes=0-0", If_Range="Mon, 01 Jan 2001 00:00:00 GMT")
 
     assert (same.status_code, other.status_code, other.content) == (206, 200, b"0123456789")
+
+
+def test_a_caller_who_has_the_file_already_is_told_so(agent: RunningAgent) -> None:
+    with agent.client() as client:
+        upload(client, "cached", b"x")
+        modified = download(client, "cached").headers["last-modified"]
+        known = download(client, "cached", If_Modified_Since=modified)
+        older = download(client, "cached", If_Modified_Since="Mon, 01 Jan 2001 00:00:00 GMT")
+        undated = download(client, "cached", If_Modified_Since="yesterday")
+        changed = download(client, "cached", If_Unmodified_Since="Mon, 01 Jan 2001 00:00:00 GMT")
+
+    assert (known.status_code, known.content, known.headers["last-modified"]) == (304, b"", modified)
+    assert "content-length" not in known.headers
+    assert (older.status_code, undated.status_code) == (200, 200)
+    assert (changed.status_code, changed.json()["code"]) == (412, 412)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, False),
+        ({"if-none-match": "*"}, True),
+        ({"if-none-match": '"tag"'}, False),
+        # Where a tag is asked for, the date is not looked at.
+        ({"if-none-match": '"tag"', "if-modified-since": "Sun, 01 Jan 2040 00:00:00 GMT"}, False),
+        ({"if-match": "*", "if-unmodified-since": "Mon, 01 Jan 2001 00:00:00 GMT"}, False),
+    ],
+)
+def test_conditions_are_read_as_http_says(headers: dict[str, str], expected: bool) -> None:
+    assert is_unchanged_for(headers, 1_700_000_000) is expected
+
+
+def test_no_file_has_the_entity_tag_somebody_wants() -> None:
+    with pytest.raises(PreconditionFailed):
+        is_unchanged_for({"if-match": '"tag"'}, 1_700_000_000)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from sandgate_agent.asgi import Receive, Request, Scope, Send
 from sandgate_agent.configuration import ConfigurationHolder
-from sandgate_agent.connect_rpc import Call, Method, error_message, parse_timeout, serve_call
+from sandgate_agent.connect_rpc import Call, Method, error_message, error_status, parse_timeout, serve_call
 from sandgate_agent.errors import AgentError, ClientGone, MethodNotAllowed, NotFound, Unimplemented
 from sandgate_agent.users import find_user, user_named_by
 
@@ -70,8 +70,12 @@ class Application:
         except AgentError as error:
             if request.answered:
                 raise
-            await request.answer_json(error.status, error_message(error), error.headers)
+            await request.answer_json(error_status(error), error_message(error), error.headers)
 
     def _call(self, request: Request) -> Call:
-        name = user_named_by(request.headers.get("authorization")) or self._configuration.current.default_user
-        return Call(user=find_user(name), timeout_s=parse_timeout(request.headers))
+        current = self._configuration.current
+        return Call(
+            user=find_user(user_named_by(request.headers.get("authorization")) or current.default_user),
+            default_directory=current.default_directory,
+            timeout_s=parse_timeout(request.headers),
+        )

@@ -69,7 +69,7 @@ class Request:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
-        length = {} if status == 204 else {"Content-Length": str(len(body))}
+        length = {} if status in (204, 304) else {"Content-Length": str(len(body))}
         await self.start_answer(status, {**length, **(headers or {})})
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 

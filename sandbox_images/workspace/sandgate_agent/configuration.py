@@ -9,6 +9,7 @@ import orjson
 
 from sandgate_agent.asgi import Request
 from sandgate_agent.errors import InvalidArgument, Unauthenticated
+from sandgate_agent.fields import check_environment
 from sandgate_agent.token_file import write_token
 
 _BODY_LIMIT = 1 << 20
@@ -27,6 +28,8 @@ class Configuration:
     team_id: str = ""
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     default_user: str = "user"
+    default_directory: str = ""
+    """Where processes start that ask for no directory; empty for the user's home."""
     stdio_token: str | None = field(default=None, repr=False)
     """None closes the stdio door."""
     mcp_token: str | None = field(default=None, repr=False)
@@ -53,6 +56,7 @@ def parse_configuration(body: bytes) -> Configuration:
     environment = message.get("envs") or {}
     if not isinstance(environment, dict) or not all(isinstance(value, str) for value in environment.values()):
         raise InvalidArgument("envs must map names to strings")
+    check_environment(environment)
     return Configuration(
         sandbox_id=sandbox_id,
         access_token=access_token,
@@ -60,6 +64,7 @@ def parse_configuration(body: bytes) -> Configuration:
         team_id=text("teamId") or "",
         environment=environment,
         default_user=text("defaultUser") or "user",
+        default_directory=text("defaultWorkdir") or "",
         stdio_token=text("stdioToken"),
         mcp_token=text("mcpToken"),
     )

@@ -22,6 +22,7 @@ from sandgate_agent.errors import (
     DeadlineExceeded,
     InvalidArgument,
     MethodNotAllowed,
+    ResourceExhausted,
     UnsupportedMediaType,
 )
 from sandgate_agent.users import User
@@ -43,6 +44,8 @@ class Call:
     """What every call carries beside its message."""
 
     user: User
+    default_directory: str
+    """Where a path leads that is not given: absolute, or relative to the user's home."""
     timeout_s: float | None
     """From Connect-Timeout-Ms; None without a limit."""
 
@@ -105,14 +108,19 @@ def error_message(error: AgentError) -> dict[str, str]:
     return {"code": error.code, "message": error.message}
 
 
+def error_status(error: AgentError) -> int:
+    """That of the Connect protocol, which knows none for a full disk or a large body."""
+    return ResourceExhausted.status if error.code == ResourceExhausted.code else error.status
+
+
 def parse_timeout(headers: Mapping[str, str]) -> float | None:
-    """Seconds. Raises: InvalidArgument."""
+    """Seconds; 0 means no limit, as in E2B's agent. Raises: InvalidArgument."""
     value = headers.get("connect-timeout-ms")
     if value is None:
         return None
     if not re.fullmatch(r"[0-9]{1,10}", value):
         raise InvalidArgument("Connect-Timeout-Ms must be a whole number of milliseconds of at most 10 digits")
-    return int(value) / 1000
+    return int(value) / 1000 or None
 
 
 def decode_message(payload: bytes) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Every error the agent tells a caller, with its HTTP status and its Connect code.
 
 The pairs are those of the Connect protocol (https://connectrpc.com/docs/protocol#error-codes); the statuses without a
-code of their own there (406, 413, 416, 507) only occur on /files.
+code of their own there (406, 412, 416, 507) only occur on /files.
 
     AgentError                          500 internal
     ├── InvalidArgument                 400 invalid_argument
@@ -11,9 +11,11 @@ code of their own there (406, 413, 416, 507) only occur on /files.
     ├── MethodNotAllowed                405 unimplemented
     ├── NotAcceptable                   406 invalid_argument
     ├── AlreadyExists                   409 already_exists
+    ├── PreconditionFailed              412 failed_precondition
     ├── BodyTooLarge                    413 resource_exhausted
     ├── UnsupportedMediaType            415 invalid_argument
     ├── RangeNotSatisfiable             416 out_of_range
+    ├── ResourceExhausted               429 resource_exhausted
     ├── Unknown                         500 unknown
     ├── Unimplemented                   501 unimplemented
     ├── DeadlineExceeded                504 deadline_exceeded
@@ -68,6 +70,10 @@ class AlreadyExists(AgentError):
     status, code = 409, "already_exists"
 
 
+class PreconditionFailed(AgentError):
+    status, code = 412, "failed_precondition"
+
+
 class BodyTooLarge(AgentError):
     status, code = 413, "resource_exhausted"
 
@@ -78,6 +84,10 @@ class UnsupportedMediaType(AgentError):
 
 class RangeNotSatisfiable(AgentError):
     status, code = 416, "out_of_range"
+
+
+class ResourceExhausted(AgentError):
+    status, code = 429, "resource_exhausted"
 
 
 class Unknown(AgentError):
@@ -115,6 +125,8 @@ def os_errors_mapped(path: str) -> Iterator[None]:
         raise InvalidArgument(f"path '{path}' has a parent that is not a directory") from error
     except PermissionError as error:
         raise PermissionDenied(f"permission denied: '{path}'") from error
+    except RecursionError as error:  # what the standard library does to a tree of a thousand levels
+        raise InvalidArgument(f"path '{path}' is nested too deeply: use a command for it") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpaceLeft(f"not enough disk space to write '{path}'") from error

@@ -64,6 +64,14 @@ def string_list(message: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def check_environment(variables: Mapping[str, str]) -> None:
+    """Raises: InvalidArgument for what no process can be given (execve(2))."""
+    if any("\0" in text for pair in variables.items() for text in pair):
+        raise InvalidArgument("an environment variable may not contain a NUL character")
+    if any("=" in name or not name for name in variables):
+        raise InvalidArgument("the name of an environment variable may not be empty or contain '='")
+
+
 def string_map(message: Mapping[str, Any], name: str) -> dict[str, str]:
     value = _field(message, name) or {}
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):

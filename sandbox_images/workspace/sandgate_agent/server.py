@@ -65,6 +65,7 @@ async def serve(options: Options) -> None:
             endpoints={
                 ("GET", "/metrics"): metrics,
                 ("GET", "/envs"): configuration.handle_environment,
+                ("POST", "/files/compose"): files.compose,
             },
             methods={
                 **ProcessService(ProcessRegistry(tasks), configuration, threads).methods(),

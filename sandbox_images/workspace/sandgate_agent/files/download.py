@@ -15,6 +15,7 @@ from urllib.parse import quote
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.asgi import Request
 from sandgate_agent.errors import AgentError, InvalidArgument, NotAcceptable, RangeNotSatisfiable, os_errors_mapped
+from sandgate_agent.files.conditions import is_unchanged_for
 from sandgate_agent.paths import resolve_path
 from sandgate_agent.users import User
 
@@ -30,8 +31,12 @@ _media_types = mimetypes.MimeTypes(filenames=())
 class OpenFile:
     descriptor: int
     size: int
-    modified: str
-    """As an HTTP date."""
+    modified_s: int
+
+    @property
+    def modified(self) -> str:
+        """As an HTTP date."""
+        return email.utils.formatdate(self.modified_s, usegmt=True)
 
 
 async def send_download(request: Request, user: User, threads: FileThreads) -> None:
@@ -40,7 +45,7 @@ async def send_download(request: Request, user: User, threads: FileThreads) -> N
         raise InvalidArgument("the query parameter path is required")
     path = resolve_path(request.query["path"], user)
     coding = choose_coding(request.headers.get("accept-encoding"))
-    file = await threads.run_as(user, _open, path)
+    file = await threads.run(_open, path)
     try:
         headers = {
             "Content-Type": _media_types.guess_type(path)[0] or "application/octet-stream",
@@ -48,6 +53,9 @@ async def send_download(request: Request, user: User, threads: FileThreads) -> N
             "Last-Modified": file.modified,
             "Vary": "Accept-Encoding",
         }
+        if is_unchanged_for(request.headers, file.modified_s):
+            await request.answer(304, headers={name: headers[name] for name in ("Last-Modified", "Vary")})
+            return
         wanted = _wanted_range(request, file)
         if wanted is not None:
             await _send_range(request, file, wanted, headers, threads)
@@ -109,7 +117,7 @@ def _open(path: str) -> OpenFile:
             os.close(descriptor)
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise InvalidArgument(f"path '{path}' is {kind}")
-    return OpenFile(descriptor, status.st_size, email.utils.formatdate(status.st_mtime, usegmt=True))
+    return OpenFile(descriptor, status.st_size, int(status.st_mtime))
 
 
 def _read_to_end(path: str, descriptor: int) -> bytes:

@@ -3,6 +3,7 @@
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.asgi import Request
 from sandgate_agent.configuration import ConfigurationHolder
+from sandgate_agent.files.compose import compose_files
 from sandgate_agent.files.download import send_download
 from sandgate_agent.files.signatures import check_signature
 from sandgate_agent.files.upload import receive_upload
@@ -19,6 +20,10 @@ class FilesEndpoint:
 
     async def upload(self, request: Request) -> None:
         await receive_upload(request, self._admit(request, "write"), self._threads)
+
+    async def compose(self, request: Request) -> None:
+        """For callers with the access token: a signature is for one path."""
+        await compose_files(request, self._configuration.current.default_user, self._threads)
 
     def _admit(self, request: Request, operation: str) -> User:
         """By access token or by signature; a right signature does not mend a wrong token. Raises: Unauthenticated."""

@@ -59,7 +59,8 @@ def read_metadata(path: str) -> Metadata:
         for name in os.listxattr(path):
             if name.startswith(_ATTRIBUTE_PREFIX):
                 value = os.getxattr(path, name)
-                metadata[name.removeprefix(_ATTRIBUTE_PREFIX)] = value.decode("utf-8", errors="replace")
+                key = os.fsencode(name.removeprefix(_ATTRIBUTE_PREFIX)).decode("utf-8", errors="replace")
+                metadata[key] = value.decode("utf-8", errors="replace")
     if not metadata and _remembered:
         with contextlib.suppress(OSError):
             metadata = dict(_remembered.get(_identity(path), {}))

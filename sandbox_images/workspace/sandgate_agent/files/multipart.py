@@ -77,7 +77,7 @@ class _Collector:
         self.events.append(
             PartBegins(
                 field=options.get(b"name", b"").decode("utf-8", errors="replace"),
-                filename=None if filename is None else filename.decode("utf-8", errors="surrogateescape"),
+                filename=None if filename is None else _text(filename),
             )
         )
 
@@ -109,3 +109,10 @@ async def parse_multipart(content_type: str, chunks: AsyncIterator[bytes]) -> As
         raise InvalidArgument(f"the multipart body is malformed: {error}") from error
     if not collector.is_complete:
         raise InvalidArgument("the multipart body ends before its last boundary")
+
+
+def _text(filename: bytes) -> str:
+    try:
+        return filename.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument("the name of a file is not UTF-8") from error

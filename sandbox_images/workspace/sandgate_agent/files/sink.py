@@ -1,4 +1,4 @@
-"""A file being uploaded: opened as its user, written in large pieces, removed if a new one cannot be finished."""
+"""A file being uploaded: given to its user, written in large pieces, removed if a new one cannot be finished."""
 
 import os
 import stat
@@ -7,7 +7,7 @@ from typing import Self
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.errors import InvalidArgument, os_errors_mapped
 from sandgate_agent.files.metadata import Metadata, replace_metadata
-from sandgate_agent.paths import make_parents
+from sandgate_agent.paths import make_directories
 from sandgate_agent.users import User
 
 _PIECE = 1 << 20
@@ -18,7 +18,7 @@ class FileSink:
     """Use as an async context: leaving it without an error finishes the file.
 
     The order of system calls is part of the contract: E2B's tests count the events of one upload, CREATE (open), CHMOD
-    (chown), WRITE (write), so there is no staging file, and only what is new gets an owner.
+    (chown), WRITE (write), so there is no staging file, and the owner is only set where it is not right already.
     """
 
     def __init__(self, threads: FileThreads, path: str, user: User, metadata: Metadata) -> None:
@@ -32,7 +32,7 @@ class FileSink:
 
     async def __aenter__(self) -> Self:
         """Raises: AgentError."""
-        await self._threads.run_as(self._user, self._open)
+        await self._threads.run(self._open)
         return self
 
     async def write(self, data: bytes) -> None:
@@ -49,7 +49,7 @@ class FileSink:
             kind = True
             raise
         finally:
-            await self._threads.run_as(self._user, self._close, keep=kind is None)
+            await self._threads.run(self._close, keep=kind is None)
 
     async def _flush(self) -> None:
         if self._pending:
@@ -58,7 +58,7 @@ class FileSink:
 
     def _open(self) -> None:
         with os_errors_mapped(self.path):
-            make_parents(self.path)
+            make_directories(os.path.dirname(self.path), self._user)
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             try:
                 self._descriptor = os.open(self.path, flags | os.O_EXCL, 0o644)
@@ -69,9 +69,9 @@ class FileSink:
                 status = os.fstat(self._descriptor)
                 if not stat.S_ISREG(status.st_mode):
                     raise InvalidArgument(f"path '{self.path}' is not a regular file")
-                if self._is_new:
+                if (status.st_uid, status.st_gid) != (self._user.uid, self._user.gid):
                     os.fchown(self._descriptor, self._user.uid, self._user.gid)
-                elif status.st_size:
+                if status.st_size:
                     os.ftruncate(self._descriptor, 0)
                 replace_metadata(self._descriptor, self._metadata)
             except BaseException:

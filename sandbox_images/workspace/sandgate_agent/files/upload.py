@@ -32,7 +32,7 @@ async def receive_upload(request: Request, user: User, threads: FileThreads) -> 
         paths = [await _receive_body(request, body, user, threads, metadata)]
     else:
         raise UnsupportedMediaType("upload with multipart/form-data or application/octet-stream")
-    await request.answer_json(200, [_file_entry(path, metadata) for path in paths])
+    await request.answer_json(200, [file_entry(path, metadata) for path in paths])
 
 
 async def _receive_body(
@@ -82,7 +82,8 @@ async def _receive_form(
     return paths
 
 
-def _file_entry(path: str, metadata: Metadata) -> dict[str, Any]:
+def file_entry(path: str, metadata: Metadata) -> dict[str, Any]:
+    """What the contract tells about a file that was written."""
     name = path.rpartition("/")[2]
     return {"path": path, "name": name, "type": "file", **({"metadata": metadata} if metadata else {})}
 

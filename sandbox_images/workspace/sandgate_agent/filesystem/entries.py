@@ -37,13 +37,11 @@ def read_entry(path: str) -> Entry:
     if is_link:
         with contextlib.suppress(OSError):
             target = os.stat(path)
-    is_directory = stat.S_ISDIR(target.st_mode)
     entry: Entry = {
-        "name": _as_text(os.path.basename(path)),
-        "type": "FILE_TYPE_DIRECTORY" if is_directory else "FILE_TYPE_FILE",
-        "path": _as_text(path),
-        # What a directory's own list of names takes on the disk is no size a caller could use.
-        "size": str(0 if is_directory else target.st_size),
+        "name": as_text(os.path.basename(path)),
+        "type": "FILE_TYPE_DIRECTORY" if stat.S_ISDIR(target.st_mode) else "FILE_TYPE_FILE",
+        "path": as_text(path),
+        "size": str(target.st_size),
         "mode": stat.S_IMODE(target.st_mode) & 0o777,
         "permissions": format_permissions(own.st_mode),
         "owner": _user_name(target.st_uid),
@@ -51,7 +49,7 @@ def read_entry(path: str) -> Entry:
         "modifiedTime": _format_time(target.st_mtime_ns),
     }
     if is_link:
-        entry["symlinkTarget"] = _as_text(os.path.realpath(path))
+        entry["symlinkTarget"] = as_text(os.path.realpath(path))
     if metadata := read_metadata(path):
         entry["metadata"] = metadata
     return entry
@@ -60,19 +58,25 @@ def read_entry(path: str) -> Entry:
 def list_entries(root: str, depth: int) -> list[Entry]:
     """What is below a directory, its own entry left out: parents before children, names in order, links not followed.
 
-    Raises: OSError when the directory itself cannot be read; what vanishes or is closed to the user is left out.
+    Raises: OSError when the directory itself cannot be read; what vanishes meanwhile is left out.
     """
     entries: list[Entry] = []
-    with os.scandir(root) as found:
-        children = sorted(found, key=lambda child: child.name)
-    for child in children:
+    # Not by recursion: a tree can be deeper than Python's stack.
+    waiting = [(child, 1) for child in _children_from_last(root)]
+    while waiting:
+        child, level = waiting.pop()
         try:
             entries.append(read_entry(child.path))
-            if depth > 1 and child.is_dir(follow_symlinks=False):
-                entries.extend(list_entries(child.path, depth - 1))
+            if level < depth and child.is_dir(follow_symlinks=False):
+                waiting += [(below, level + 1) for below in _children_from_last(child.path)]
         except OSError:
             continue
     return entries
+
+
+def _children_from_last(directory: str) -> "list[os.DirEntry[str]]":
+    with os.scandir(directory) as found:
+        return sorted(found, key=lambda child: child.name, reverse=True)
 
 
 def format_permissions(mode: int) -> str:
@@ -82,7 +86,7 @@ def format_permissions(mode: int) -> str:
     return (letters or "-") + bits
 
 
-def _as_text(name: str) -> str:
+def as_text(name: str) -> str:
     """A name that is not UTF-8 cannot be put into JSON as it is."""
     return os.fsencode(name).decode("utf-8", errors="replace")
 

@@ -9,9 +9,9 @@ from sandgate_agent.errors import InvalidArgument, os_errors_mapped
 from sandgate_agent.fields import boolean, integer, text
 from sandgate_agent.filesystem.changes import make_directory, move, remove
 from sandgate_agent.filesystem.entries import Entry, list_entries, read_entry
-from sandgate_agent.filesystem.watchers import Watchers, WatchOptions
+from sandgate_agent.filesystem.watcher import WatchOptions
+from sandgate_agent.filesystem.watchers import Watchers
 from sandgate_agent.paths import resolve_path
-from sandgate_agent.users import User
 
 _KEEPALIVE: dict[str, Any] = {"keepalive": {}}
 
@@ -19,6 +19,8 @@ Message = Mapping[str, Any]
 
 
 class FilesystemService:
+    """Everything is done with the agent's rights, as in E2B's own agent; what is made belongs to the caller's user."""
+
     def __init__(self, threads: FileThreads, watchers: Watchers) -> None:
         self._threads = threads
         self._watchers = watchers
@@ -37,38 +39,38 @@ class FilesystemService:
         }
 
     async def _stat(self, call: Call, message: Message) -> Message:
-        path = _path(message, "path", call.user)
-        return {"entry": await self._threads.run_as(call.user, _entry, path)}
+        path = _path(message, "path", call)
+        return {"entry": await self._threads.run(_entry, path)}
 
     async def _make_dir(self, call: Call, message: Message) -> Message:
-        path = _path(message, "path", call.user)
-        await self._threads.run_as(call.user, make_directory, path)
-        return {"entry": await self._threads.run_as(call.user, _entry, path)}
+        path = _path(message, "path", call)
+        await self._threads.run(make_directory, path, call.user)
+        return {"entry": await self._threads.run(_entry, path)}
 
     async def _move(self, call: Call, message: Message) -> Message:
-        destination = _path(message, "destination", call.user)
-        await self._threads.run_as(call.user, move, _path(message, "source", call.user), destination)
-        return {"entry": await self._threads.run_as(call.user, _entry, destination)}
+        source, destination = _path(message, "source", call), _path(message, "destination", call)
+        await self._threads.run(move, source, destination, call.user)
+        return {"entry": await self._threads.run(_entry, destination)}
 
     async def _list_dir(self, call: Call, message: Message) -> Message:
         depth = integer(message, "depth")
         if depth < 0:
             raise InvalidArgument("depth must not be negative")
-        path = _path(message, "path", call.user)
-        return {"entries": await self._threads.run_as(call.user, _entries, path, max(depth, 1))}
+        path = _path(message, "path", call)
+        return {"entries": await self._threads.run(_entries, path, max(depth, 1))}
 
     async def _remove(self, call: Call, message: Message) -> Message:
-        await self._threads.run_as(call.user, remove, _path(message, "path", call.user))
+        await self._threads.run(remove, _path(message, "path", call))
         return {}
 
     async def _watch_dir(self, call: Call, message: Message, stream: ServerStream) -> None:
-        async with self._watchers.watching(call.user, **_watch(message, call.user)) as watcher:
+        async with self._watchers.watching(**_watch(message, call)) as watcher:
             await stream.send({"start": {}})
             async for event in watcher:
                 await stream.send({"filesystem": event})
 
     async def _create_watcher(self, call: Call, message: Message) -> Message:
-        return {"watcherId": await self._watchers.create(call.user, **_watch(message, call.user))}
+        return {"watcherId": await self._watchers.create(**_watch(message, call))}
 
     async def _get_watcher_events(self, _call: Call, message: Message) -> Message:
         return {"events": await self._watchers.events(text(message, "watcherId"))}
@@ -78,16 +80,17 @@ class FilesystemService:
         return {}
 
 
-def _path(message: Message, name: str, user: User) -> str:
-    return resolve_path(text(message, name), user)
+def _path(message: Message, name: str, call: Call) -> str:
+    """The empty path is the directory in which processes start."""
+    return resolve_path(text(message, name) or call.default_directory, call.user)
 
 
-def _watch(message: Message, user: User) -> WatchOptions:
-    """`allowNetworkMounts` is not looked at: whatever is mounted in a sandbox may be watched."""
+def _watch(message: Message, call: Call) -> WatchOptions:
     return {
-        "root": _path(message, "path", user),
+        "root": _path(message, "path", call),
         "is_recursive": boolean(message, "recursive"),
         "has_entries": boolean(message, "includeEntry"),
+        "allows_network_mounts": boolean(message, "allowNetworkMounts"),
     }
 
 

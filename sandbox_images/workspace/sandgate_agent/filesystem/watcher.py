@@ -6,16 +6,16 @@ import logging
 import os
 import stat
 from collections import deque
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 from inotify_simple import INotify, flags  # type: ignore[import-untyped]  # it has no type hints
 
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.background_tasks import BackgroundTasks
-from sandgate_agent.errors import AgentError, InvalidArgument, os_errors_mapped
-from sandgate_agent.filesystem.entries import read_entry
+from sandgate_agent.errors import InvalidArgument, ResourceExhausted, os_errors_mapped
+from sandgate_agent.filesystem.entries import as_text, read_entry
+from sandgate_agent.filesystem.mounts import is_on_network_mount
 from sandgate_agent.nonblocking import until_readable
-from sandgate_agent.users import User
 
 FilesystemEvent = dict[str, Any]
 """A FilesystemEvent of the envd contract, in its JSON form."""
@@ -49,6 +49,13 @@ _GONE = ("EVENT_TYPE_REMOVE", "EVENT_TYPE_RENAME")
 _log = logging.getLogger(__name__)
 
 
+class WatchOptions(TypedDict):
+    root: str
+    is_recursive: bool
+    has_entries: bool
+    allows_network_mounts: bool
+
+
 class Watcher:
     """An asynchronous iterator of events, or a box of them to be emptied. Whoever started it closes it.
 
@@ -56,12 +63,12 @@ class Watcher:
     much happens in it; what happened before that is found by looking into it.
     """
 
-    def __init__(self, threads: FileThreads, user: User, root: str, *, is_recursive: bool, has_entries: bool) -> None:
+    def __init__(self, threads: FileThreads, **options: Unpack[WatchOptions]) -> None:
         self._threads = threads
-        self._user = user
-        self._root = root
-        self._is_recursive = is_recursive
-        self._has_entries = has_entries
+        self._root = options["root"]
+        self._is_recursive = options["is_recursive"]
+        self._has_entries = options["has_entries"]
+        self._allows_network_mounts = options["allows_network_mounts"]
         self._inotify: INotify | None = None
         self._directories: dict[int, str] = {}
         """Watched directories by watch descriptor."""
@@ -73,8 +80,8 @@ class Watcher:
         self._taking: asyncio.Task[None] | None = None
 
     async def start(self, tasks: BackgroundTasks) -> None:
-        """Returns once nothing can be missed any more. Raises: NotFound, InvalidArgument, PermissionDenied."""
-        await self._threads.run_as(self._user, self._open)
+        """Returns once nothing can be missed any more. Raises: NotFound, InvalidArgument."""
+        await self._threads.run(self._open)
         self._taking = tasks.start(self._take_for_ever(), name="watcher")
 
     async def close(self) -> None:
@@ -118,53 +125,60 @@ class Watcher:
     async def _take(self) -> None:
         async with self._turn:
             if self._inotify is not None:
-                self._events.extend(await self._threads.run_as(self._user, self._read))
+                self._events.extend(await self._threads.run(self._read))
                 self._has_news.set()
 
-    # What follows runs in a thread, as the user.
+    # What follows runs in a thread.
 
     def _open(self) -> None:
         with os_errors_mapped(self._root):
             if not stat.S_ISDIR(os.stat(self._root).st_mode):
                 raise InvalidArgument(f"path '{self._root}' is not a directory")
+            if not self._allows_network_mounts and is_on_network_mount(self._root):
+                raise InvalidArgument(f"cannot watch path on network filesystem: {self._root}")
             try:
                 self._inotify = INotify(nonblocking=True)
             except OSError as error:
                 if error.errno == errno.EMFILE:
-                    raise AgentError("too many watchers on this machine: see fs.inotify.max_user_instances") from error
+                    raise ResourceExhausted(
+                        "too many watchers on this machine: see fs.inotify.max_user_instances"
+                    ) from error
                 raise
             try:
-                self._watch(self._root)
+                self._watch_tree(self._root)
             except BaseException:
                 self._inotify.close()
                 self._inotify = None
                 raise
 
-    def _watch(self, directory: str) -> list[str]:
-        """Watch a directory, and in a recursive watcher the tree below it; answers every path found in it."""
+    def _watch_tree(self, top: str) -> list[str]:
+        """Watch a directory, and in a recursive watcher all below it; answers every path found there."""
+        self._watch(top)
+        found: list[str] = []
+        waiting = [top] if self._is_recursive else []
+        while waiting:
+            for child in _children(waiting.pop()):
+                found.append(child.path)
+                # Watched before it is looked into, so that nothing is missed in between.
+                if child.is_dir(follow_symlinks=False) and self._watch_if_there(child.path):
+                    waiting.append(child.path)
+        return found
+
+    def _watch_if_there(self, directory: str) -> bool:
+        try:
+            self._watch(directory)
+        except OSError:
+            return False
+        return True
+
+    def _watch(self, directory: str) -> None:
         try:
             descriptor = self._opened.add_watch(directory, _MASK)
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise AgentError("too many watched directories: see fs.inotify.max_user_watches") from error
+                raise ResourceExhausted("too many watched directories: see fs.inotify.max_user_watches") from error
             raise
         self._directories[descriptor] = directory
-        if not self._is_recursive:
-            return []
-        found = []
-        with os.scandir(directory) as children:
-            for child in children:
-                found.append(child.path)
-                if child.is_dir(follow_symlinks=False):
-                    found += self._watch_if_possible(child.path)
-        return found
-
-    def _watch_if_possible(self, directory: str) -> list[str]:
-        """A directory that is gone again, or closed to the user, is none to watch."""
-        try:
-            return self._watch(directory)
-        except OSError:
-            return []
 
     def _read(self) -> list[FilesystemEvent]:
         events: list[FilesystemEvent] = []
@@ -193,11 +207,21 @@ class Watcher:
         events = [self._event(kind, path)]
         if self._is_recursive and mask & flags.ISDIR:
             if kind == "EVENT_TYPE_CREATE":
-                for found in self._watch_if_possible(path):
+                for found in self._watch_new_tree(path):
                     events += self._told_late(found)
             elif mask & flags.MOVED_FROM:
                 self._unwatch(path)
         return events
+
+    def _watch_new_tree(self, directory: str) -> list[str]:
+        """As `_watch_tree`; nothing for a directory that is gone again or that cannot be watched."""
+        try:
+            return self._watch_tree(directory)
+        except ResourceExhausted as error:
+            _log.warning("watch_incomplete path=%s reason=%s", directory, error.message)
+            return []
+        except OSError:
+            return []
 
     def _told_late(self, path: str) -> list[FilesystemEvent]:
         """What a file must have gone through that was there before its directory was watched."""
@@ -222,10 +246,19 @@ class Watcher:
                     continue
 
     def _event(self, kind: str, path: str) -> FilesystemEvent:
-        event: FilesystemEvent = {"type": kind, "name": os.path.relpath(path, self._root)}
+        event: FilesystemEvent = {"type": kind, "name": as_text(os.path.relpath(path, self._root))}
         if self._has_entries and kind not in _GONE:
             try:
                 event["entry"] = read_entry(path)
             except OSError:
                 return event
         return event
+
+
+def _children(directory: str) -> "list[os.DirEntry[str]]":
+    """Empty for a directory that is gone again."""
+    try:
+        with os.scandir(directory) as children:
+            return list(children)
+    except OSError:
+        return []

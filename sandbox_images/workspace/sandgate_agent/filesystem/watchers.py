@@ -3,19 +3,12 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.background_tasks import BackgroundTasks
 from sandgate_agent.errors import NotFound
-from sandgate_agent.filesystem.watcher import FilesystemEvent, Watcher
-from sandgate_agent.users import User
-
-
-class WatchOptions(TypedDict):
-    root: str
-    is_recursive: bool
-    has_entries: bool
+from sandgate_agent.filesystem.watcher import FilesystemEvent, Watcher, WatchOptions
 
 
 class Watchers:
@@ -25,18 +18,18 @@ class Watchers:
         self._polled: dict[str, Watcher] = {}
 
     @asynccontextmanager
-    async def watching(self, user: User, **options: Unpack[WatchOptions]) -> AsyncIterator[Watcher]:
-        """Raises: NotFound, InvalidArgument, PermissionDenied."""
-        watcher = Watcher(self._threads, user, **options)
+    async def watching(self, **options: Unpack[WatchOptions]) -> AsyncIterator[Watcher]:
+        """Raises: NotFound, InvalidArgument, ResourceExhausted."""
+        watcher = Watcher(self._threads, **options)
         try:
             await watcher.start(self._tasks)
             yield watcher
         finally:
             await watcher.close()
 
-    async def create(self, user: User, **options: Unpack[WatchOptions]) -> str:
-        """Answers an id. Raises: NotFound, InvalidArgument, PermissionDenied."""
-        watcher = Watcher(self._threads, user, **options)
+    async def create(self, **options: Unpack[WatchOptions]) -> str:
+        """Answers an id. Raises: NotFound, InvalidArgument, ResourceExhausted."""
+        watcher = Watcher(self._threads, **options)
         await watcher.start(self._tasks)
         identifier = os.urandom(16).hex()
         self._polled[identifier] = watcher

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandgate_agent.errors import InvalidArgument, Unimplemented
-from sandgate_agent.fields import boolean, integer, message_field, optional_text, string_list, string_map, text
+from sandgate_agent.fields import (
+    boolean,
+    check_environment,
+    integer,
+    message_field,
+    optional_text,
+    string_list,
+    string_map,
+    text,
+)
 from sandgate_agent.processes.child import Exit, TerminalSize
 from sandgate_agent.processes.subscription import Event
 
@@ -75,11 +84,9 @@ def parse_start(message: Message) -> StartRequest:
         environment=string_map(process, "envs"),
         working_directory=optional_text(process, "cwd") or None,
     )
-    values = (command, *config.arguments, *config.environment, *config.environment.values())
-    if any("\0" in value for value in values):
-        raise InvalidArgument("a command, its arguments and its environment may not contain a NUL character")
-    if any("=" in name or not name for name in config.environment):
-        raise InvalidArgument("the name of an environment variable may not be empty or contain '='")
+    if any("\0" in value for value in (command, *config.arguments)):
+        raise InvalidArgument("a command and its arguments may not contain a NUL character")
+    check_environment(config.environment)
     return StartRequest(
         config=config,
         tag=optional_text(message, "tag"),

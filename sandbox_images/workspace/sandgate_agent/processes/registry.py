@@ -60,8 +60,9 @@ class ProcessRegistry:
                 child = await asyncio.to_thread(Child.spawn_in_terminal, command, request.terminal)
             else:
                 child = await asyncio.to_thread(Child.spawn, command, stdin=request.stdin)
-        except OSError as error:
-            return InvalidArgument(f"could not start '{request.config.command}': {error.strerror}")
+        except (OSError, ValueError) as error:  # ValueError: the operating system was not even asked
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            return InvalidArgument(f"could not start '{request.config.command}': {reason}")
         process = Process(child, request.config, request.tag)
         subscription = process.subscribe()
         # Taken out first, so that a process whose id is used again comes last.

@@ -58,9 +58,8 @@ class ProcessService:
 
     async def _start(self, call: Call, message: Message, stream: ServerStream) -> None:
         request = parse_start(message)
-        directory = await self._threads.run_as(
-            call.user, _working_directory, request.config.working_directory, call.user
-        )
+        wanted = request.config.working_directory or call.default_directory
+        directory = await self._threads.run_as(call.user, _working_directory, wanted, call.user)
         command = Command(
             arguments=(request.config.command, *request.config.arguments),
             environment=process_environment(call.user, self._configuration.current, request.config.environment),
@@ -119,11 +118,11 @@ async def _pass_on(process: Process, subscription: Subscription, stream: ServerS
         process.unsubscribe(subscription)
 
 
-def _working_directory(requested: str | None, user: User) -> str:
-    """Where a process starts: the directory asked for, else the user's home, else the root. Raises: AgentError."""
-    if requested is None:
+def _working_directory(wanted: str, user: User) -> str:
+    """Where a process starts: the directory wanted, else the user's home, else the root. Raises: AgentError."""
+    if not wanted:
         return user.home if os.path.isdir(user.home) else "/"
-    directory = resolve_path(requested, user)
+    directory = resolve_path(wanted, user)
     try:
         is_directory = stat.S_ISDIR(os.stat(directory).st_mode)
     except PermissionError as error:
