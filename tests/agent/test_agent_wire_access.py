@@ -4,6 +4,7 @@ import os
 
 import httpx
 import pytest
+from e2b import InvalidArgumentException
 
 from tests.agent.running_agent import ACCESS_TOKEN, CONTROL_TOKEN, MCP_TOKEN, RunningAgent, basic
 
@@ -135,6 +136,19 @@ def test_without_credentials_the_default_user_acts(fresh_agent: RunningAgent) ->
     fresh_agent.initialise(defaultUser="root")
 
     assert fresh_agent.sandbox().commands.run("id -un").stdout == "root\n"
+
+
+def test_processes_start_in_the_default_directory_and_empty_paths_lead_there(fresh_agent: RunningAgent) -> None:
+    fresh_agent.initialise(defaultWorkdir="~/app")
+    sandbox = fresh_agent.sandbox()
+    with pytest.raises(InvalidArgumentException, match=f"cwd '{fresh_agent.home}/app' does not exist"):
+        sandbox.commands.run("true")
+
+    sandbox.files.write("app/file", "x")  # relative paths start at the home all the same
+
+    assert sandbox.commands.run("pwd").stdout == f"{fresh_agent.home}/app\n"
+    assert sandbox.commands.run("pwd", cwd="/usr").stdout == "/usr\n"
+    assert [entry.name for entry in sandbox.files.list("")] == ["file"]
 
 
 def test_the_agent_ends_what_it_started_when_it_is_told_to_stop(fresh_agent: RunningAgent) -> None:

@@ -16,6 +16,8 @@ from sandgate_agent.files.download import choose_coding, parse_range
 
 from tests.agent.running_agent import RunningAgent
 
+_LARGE_MIB = 256
+
 OCTETS = {"Content-Type": "application/octet-stream"}
 
 
@@ -357,7 +359,7 @@ def test_an_upload_that_breaks_off_leaves_no_new_file(agent: RunningAgent) -> No
     _until(lambda: not path.exists())
 
 
-def test_a_gibibyte_each_way_leaves_the_agent_s_memory_flat(agent: RunningAgent) -> None:
+def test_a_large_file_each_way_leaves_the_agent_s_memory_flat(agent: RunningAgent) -> None:
     piece = bytes(1 << 20)
     process = psutil.Process(agent.process.pid)
     with agent.client(timeout=300) as client:
@@ -367,7 +369,7 @@ def test_a_gibibyte_each_way_leaves_the_agent_s_memory_flat(agent: RunningAgent)
 
         def pieces() -> Iterator[bytes]:
             nonlocal largest
-            for number in range(1024):
+            for number in range(_LARGE_MIB):
                 if number % 64 == 0:
                     largest = max(largest, process.memory_info().rss)
                 yield piece
@@ -381,7 +383,7 @@ def test_a_gibibyte_each_way_leaves_the_agent_s_memory_flat(agent: RunningAgent)
                     largest = max(largest, process.memory_info().rss)
     (agent.home / "large").unlink()
 
-    assert (answer.status_code, received) == (200, 1 << 30)
+    assert (answer.status_code, received) == (200, _LARGE_MIB << 20)
     assert largest - before < 24 << 20
 
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.agent.envelopes import STREAM_TYPE, bash, envelope, envelopes_in, output, stream
@@ -141,6 +143,56 @@ def test_a_timeout_that_is_no_number_is_refused(agent: RunningAgent, value: str)
         answer = client.post(START, content=envelope(bash("true")), headers={**HEADERS, "Connect-Timeout-Ms": value})
 
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_argument")
+
+
+def test_a_timeout_of_zero_is_none(agent: RunningAgent) -> None:
+    with agent.client() as client:
+        envelopes = stream(client, START, bash("sleep 0.2; echo done"), {"Connect-Timeout-Ms": "0"})
+        listed = client.post("/process.Process/List", json={}, headers={"Connect-Timeout-Ms": "0"})
+
+    assert (output(envelopes), envelopes[-1], listed.status_code) == (b"done\n", (2, {}), 200)
+
+
+def test_a_command_is_killed_before_the_agent_when_memory_runs_out(agent: RunningAgent) -> None:
+    with agent.client() as client:
+        message = envelope(bash("read line", tag="likelier"))
+        with client.stream("POST", START, content=message, headers=HEADERS) as answer:
+            pid = next(envelopes_in(answer.iter_raw()))[1]["event"]["start"]["pid"]
+            own, of_the_agent = (
+                int(Path(f"/proc/{number}/oom_score_adj").read_text()) for number in (pid, agent.process.pid)
+            )
+            call(client, "SendSignal", {"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
+
+    assert own > of_the_agent
+
+
+def test_what_a_command_writes_does_not_stay_in_the_agent_s_memory(agent: RunningAgent) -> None:
+    process = psutil.Process(agent.process.pid)
+    size = 256 << 20
+    with agent.client(timeout=120) as client:
+        stream(client, START, bash("head -c 16M /dev/zero"))
+        before = largest = process.memory_info().rss
+        received = 0
+        with client.stream(
+            "POST", START, content=envelope(bash(f"head -c {size} /dev/zero")), headers=HEADERS
+        ) as answer:
+            for number, (_, content) in enumerate(envelopes_in(answer.iter_raw())):
+                data = content.get("event", {}).get("data", {})
+                received += len(base64.b64decode(data.get("stdout", "")))
+                if number % 256 == 0:
+                    largest = max(largest, process.memory_info().rss)
+
+    assert received == size
+    assert largest - before < 24 << 20
+
+
+def test_no_zombie_is_left_of_a_command(agent: RunningAgent) -> None:
+    with agent.client() as client:
+        for _ in range(5):
+            stream(client, START, bash("true & exec true"))
+        children = psutil.Process(agent.process.pid).children()
+
+    assert [child for child in children if child.status() == psutil.STATUS_ZOMBIE] == []
 
 
 def test_a_silent_stream_is_kept_alive_at_the_interval_asked_for(agent: RunningAgent) -> None:

@@ -15,6 +15,9 @@ from sandgate_agent.users import User
 
 _FILE_CREATION_MASK = 0o022
 
+_OOM_SCORE_ADJUSTMENT = 100
+"""Makes a command a likelier victim than the agent when memory runs out (proc_pid_oom_score_adj(5)); E2B's value."""
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -58,6 +61,8 @@ class Child:
         self.terminal = terminal
         self._popen = popen
         self._process_descriptor = os.pidfd_open(popen.pid)
+        with contextlib.suppress(OSError), open(f"/proc/{popen.pid}/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(_OOM_SCORE_ADJUSTMENT))
 
     @classmethod
     def spawn(cls, command: Command, *, stdin: bool) -> Self:
