@@ -14,6 +14,8 @@ from app.accounts import Accounts
 from app.api.application import make_api
 from app.api.dependencies import Parts, SettingsOfApi
 from app.catalog import Catalog
+from app.catalog.importing import CatalogImporter
+from app.catalog.sources import SourceStore
 from app.database import Database
 from app.edge.certificates import KeyPair, LocalCa
 from app.edge.edge import Edge
@@ -52,6 +54,8 @@ def make_app(settings: Settings) -> Edge:
             await ensure_first_key(accounts, settings.home)
             engine = make_engine(settings, tags)
             stack.push_async_callback(engine.aclose)
+            importer = CatalogImporter(catalog, SourceStore(database), now=utc_now)
+            await importer.reload()
             http = await stack.enter_async_context(make_http_client())
             store = Store(database, make_vault(settings))
             blueprint = _blueprint(settings, tags)
@@ -79,10 +83,12 @@ def make_app(settings: Settings) -> Edge:
                 accounts=accounts,
                 service=service,
                 catalog=catalog,
+                catalog_importer=importer,
                 settings=SettingsOfApi(public_url=public_url(settings), sandbox_domain=settings.sandbox_domain),
             )
             await stack.enter_async_context(edge)
             await stack.enter_async_context(_running(reconciler))
+            await stack.enter_async_context(_watching(importer))
             if settings.sandbox_domain is not None and settings.tls_port is not None:
                 key_pair = _key_pair_of(settings, settings.sandbox_domain)
                 await stack.enter_async_context(
@@ -201,6 +207,16 @@ async def _running(reconciler: Reconciler) -> AsyncIterator[None]:
     ready = asyncio.Event()
     task = asyncio.create_task(reconciler.run(ready), name="reconciler")
     await ready.wait()
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@asynccontextmanager
+async def _watching(importer: CatalogImporter) -> AsyncIterator[None]:
+    task = asyncio.create_task(importer.watch(), name="catalog watch")
     try:
         yield
     finally:

@@ -15,6 +15,8 @@ import pytest
 
 from app.accounts import Accounts
 from app.catalog import Catalog
+from app.catalog.importing import CatalogImporter
+from app.catalog.sources import SourceStore
 from app.database import Database
 from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Limits
@@ -55,6 +57,7 @@ class ControlPlane:
     store: Store
     accounts: Accounts
     catalog: Catalog
+    catalog_importer: CatalogImporter
     team_id: str
 
 
@@ -136,6 +139,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                     store=store,
                     accounts=accounts,
                     catalog=catalog,
+                    catalog_importer=CatalogImporter(catalog, SourceStore(database), now=clock),
                     team_id=team.id,
                 )
             finally:

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from app.accounts import Accounts
 from app.catalog import Catalog
+from app.catalog.importing import CatalogImporter
 from app.sandboxes.service import SandboxService
 
 
@@ -24,6 +25,7 @@ class Parts:
     accounts: Accounts
     service: SandboxService
     catalog: Catalog
+    catalog_importer: CatalogImporter
     settings: SettingsOfApi
 
 
@@ -43,6 +45,10 @@ def _catalog(request: Request) -> Catalog:
     return _parts(request).catalog
 
 
+def _catalog_importer(request: Request) -> CatalogImporter:
+    return _parts(request).catalog_importer
+
+
 def _settings(request: Request) -> SettingsOfApi:
     return _parts(request).settings
 
@@ -50,4 +56,5 @@ def _settings(request: Request) -> SettingsOfApi:
 AccountsDep = Annotated[Accounts, Depends(_accounts)]
 SandboxServiceDep = Annotated[SandboxService, Depends(_service)]
 CatalogDep = Annotated[Catalog, Depends(_catalog)]
+CatalogImporterDep = Annotated[CatalogImporter, Depends(_catalog_importer)]
 SettingsOfApiDep = Annotated[SettingsOfApi, Depends(_settings)]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.catalog.documents import MAX_DOCUMENT_BYTES
+
 MAX_BODY_BYTES = 1024 * 1024
+LARGER_BODIES = {"/api/v1/catalog/imports": MAX_DOCUMENT_BYTES}
+"""Paths that take more."""
 
 
 class BodyLimit:
-    """ASGI middleware: answers 413 to a body over 1 MiB, whether its length was announced or not."""
+    """ASGI middleware: answers 413 to a body over the limit of its path, whether its length was announced or not."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -18,9 +22,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = LARGER_BODIES.get(scope["path"], MAX_BODY_BYTES)
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
-            await _refuse(send)
+        if announced.isdigit() and int(announced) > limit:
+            await _refuse(send, limit)
             return
         # A body of unknown length is read whole here: it is small, or refused before the application sees any of it.
         chunks: list[bytes] = []
@@ -30,8 +35,8 @@ class BodyLimit:
             if message["type"] != "http.request":
                 return
             size += len(message.get("body", b""))
-            if size > MAX_BODY_BYTES:
-                await _refuse(send)
+            if size > limit:
+                await _refuse(send, limit)
                 return
             chunks.append(message.get("body", b""))
             if not message.get("more_body"):
@@ -49,8 +54,8 @@ class BodyLimit:
         await self._app(scope, receive_read, send)
 
 
-async def _refuse(send: Send) -> None:
-    body = orjson.dumps({"code": 413, "message": f"The body is larger than {MAX_BODY_BYTES // 1024} KiB."})
+async def _refuse(send: Send, limit: int) -> None:
+    body = orjson.dumps({"code": 413, "message": f"The body is larger than {limit // 1024} KiB."})
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 413, "headers": headers})
     await send({"type": "http.response.body", "body": body})

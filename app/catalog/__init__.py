@@ -1,12 +1,13 @@
 """Which MCP servers there are, and what it takes to run one: reading, key mapping and templating of definitions.
 
-Pure but for `Catalog.load`, which reads files. Knows no container engine, no database and no HTTP.
+Pure but for `Catalog.load`, which reads files, and for imported catalogs: `importing` fetches them and `sources` keeps
+them in the database. Knows no container engine and no sandbox.
 """
 
 from app.catalog.catalog import Catalog
 from app.catalog.custom import is_custom_key, render_custom
 from app.catalog.definition import Placement, ServerDefinition
-from app.catalog.description import describe
+from app.catalog.description import describe, describe_whole
 from app.catalog.errors import CatalogError, OptionError
 from app.catalog.objections import objections_of
 from app.catalog.rendering import ImageRun, PackageRun, RemoteRun, RenderedServer, render
@@ -22,6 +23,7 @@ __all__ = [
     "RenderedServer",
     "ServerDefinition",
     "describe",
+    "describe_whole",
     "is_custom_key",
     "objections_of",
     "render",

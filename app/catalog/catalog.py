@@ -1,8 +1,8 @@
-"""All servers that can be named in `mcp`, read from directories of manifests."""
+"""All servers that can be named in `mcp`: from directories of manifests, and from imported catalogs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,28 +14,26 @@ from app.catalog import names
 from app.catalog.definition import ServerDefinition
 from app.catalog.documents import load_yaml
 from app.catalog.errors import CatalogError, problems_of
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    definition: ServerDefinition
-    origin: Path
-    """The file it was read from."""
-    replaces: Path | None = None
-    """The file of the definition with the same name that it took the place of."""
+from app.catalog.merging import OWN, SHIPPED, Entry, ImportedCatalog, Merged, Shadowed, merge
+from app.catalog.search import SearchIndex, Tool
 
 
 class Catalog:
-    """Definitions by key, in the order of their keys. Never changes once loaded."""
+    """Definitions by key, in the order of their keys.
 
-    def __init__(self, entries: list[Entry]) -> None:
+    Files are read once. Imported catalogs are replaced all at once, so that nobody sees half of a change; a plan that
+    was made before keeps what it took.
+    """
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
         """Raises: CatalogError if two entries claim one key or alias."""
-        self._entries = {entry.definition.key: entry for entry in sorted(entries, key=lambda e: e.definition.key)}
-        self._by_name = _index(entries)
+        self._files = tuple(entries)
+        self._tools: dict[str, tuple[Tool, ...]] = {}
+        self._state = _State(merge(self._files, ()))
 
     @classmethod
     def load(cls, *directories: Path) -> Self:
-        """Read every `*.yaml` of the directories, in order; a later definition replaces an earlier one of its name.
+        """Read every `*.yaml` of the directories: the shipped one, then the operator's own, which replace it by name.
 
         The first directory must exist, the others may be absent. Raises: CatalogError.
         """
@@ -55,30 +53,70 @@ class Catalog:
                     problems.append(f"{file}: {definition.name}: name: {other.name} defines it already")
                     continue
                 replaced = entries.get(definition.name)
-                entries[definition.name] = Entry(definition, file, replaced.origin if replaced else None)
+                source = SHIPPED if position == 0 else OWN
+                entries[definition.name] = Entry(definition, file, source, replaced.origin if replaced else None)
         if problems:
             raise CatalogError(problems)
         return cls(list(entries.values()))
 
+    def adopt(self, imported: Sequence[ImportedCatalog]) -> None:
+        """Put these in the place of everything imported before. Safe to repeat."""
+        self._state = _State(merge(self._files, imported))
+
+    def remember_tools(self, key: str, tools: Iterable[Tool]) -> None:
+        """Let `search` find the server by tools that it was seen to have."""
+        self._tools[key] = tuple(tools)
+        if (index := self._state.index) is not None:
+            index.set_tools(key, self._tools[key])
+
     def find(self, key: str) -> ServerDefinition | None:
         """By key, alias or catalog name, exactly as written."""
-        entry = self._by_name.get(key)
+        entry = self.entry(key)
         return entry.definition if entry else None
 
     def entry(self, key: str) -> Entry | None:
         """Where the definition came from, and what it replaced."""
-        return self._by_name.get(key)
+        return self._state.merged.by_name.get(key)
+
+    def entries_of(self, source: str) -> Iterator[Entry]:
+        """Those that are `shipped`, the operator's `own`, or of the imported catalog of that name."""
+        return (entry for entry in self._state.merged.entries.values() if entry.source == source)
 
     def nearest(self, key: str) -> str | None:
         """The key to offer to someone who wrote `key`; None if nothing is like it."""
-        name = names.nearest(key, self._by_name)
-        return self._by_name[name].definition.key if name else None
+        return next(iter(self.nearest_few(key)), None)
+
+    def nearest_few(self, key: str) -> list[str]:
+        """At most three keys to offer to someone who wrote `key`, the most alike first."""
+        by_name = self._state.merged.by_name
+        return list(dict.fromkeys(by_name[name].definition.key for name in names.nearest_few(key, by_name, 3)))
+
+    def search(self, query: str) -> list[ServerDefinition]:
+        """What matches the words of the query or begins with them, the best first. For any thread."""
+        state = self._state
+        if (index := state.index) is None:
+            index = state.index = SearchIndex(entry.definition for entry in state.merged.entries.values())
+            for key, tools in self._tools.items():
+                index.set_tools(key, tools)
+        return [state.merged.entries[key].definition for key in index.search(query)]
+
+    @property
+    def shadowed(self) -> tuple[Shadowed, ...]:
+        """What imported catalogs define and is not used, because the name is taken."""
+        return self._state.merged.shadowed
 
     def __iter__(self) -> Iterator[ServerDefinition]:
-        return (entry.definition for entry in self._entries.values())
+        return (entry.definition for entry in self._state.merged.entries.values())
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._state.merged.entries)
+
+
+@dataclass(slots=True)
+class _State:
+    merged: Merged
+    index: SearchIndex | None = None
+    """Made by the first search: most starts never need it."""
 
 
 def read_manifest(file: Path) -> ServerDefinition:
@@ -102,20 +140,3 @@ def parse_manifest(text: str | bytes, *, origin: str) -> ServerDefinition:
         where = f"{origin}: {name or '(no name)'}"
         problems = [f"{where}: {field}: {what}" if field else f"{where}: {what}" for field, what in problems_of(error)]
         raise CatalogError(problems) from error
-
-
-def _index(entries: list[Entry]) -> dict[str, Entry]:
-    """Every name an entry goes by. Catalog names give way to the keys and aliases of others."""
-    found: dict[str, Entry] = {}
-    problems: list[str] = []
-    for entry in entries:
-        definition = entry.definition
-        for name in dict.fromkeys((definition.key, *definition.aliases)):
-            if (other := found.setdefault(name, entry)) is not entry:
-                taken = f"{name} is taken by {other.definition.name} ({other.origin}); state another `key`"
-                problems.append(f"{entry.origin}: {definition.name}: key: {taken}")  # noqa: PERF401 - the condition claims the name
-    if problems:
-        raise CatalogError(problems)
-    for entry in entries:
-        found.setdefault(entry.definition.name, entry)
-    return found

@@ -31,6 +31,21 @@ def describe(definition: ServerDefinition) -> dict[str, JsonValue]:
     }
 
 
+def describe_whole(definition: ServerDefinition) -> dict[str, JsonValue]:
+    """`GET /api/v1/catalog/servers/{key}`: with tools as the definition lists them, and the manifest itself."""
+    listed = definition.annotations.get("tools")
+    tools: list[JsonValue] = [
+        {"name": tool.name, "description": tool.description, "inputSchema": dict(tool.parameters)}
+        for tool in definition.tools
+    ]
+    return describe(definition) | {
+        "aliases": list(definition.aliases),
+        "tags": list(definition.tags),
+        "tools": tools + ([tool for tool in listed if isinstance(tool, dict)] if isinstance(listed, list) else []),
+        "manifest": definition.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+    }
+
+
 def _describe(definition: ServerDefinition, option: SecretOption | ConfigOption) -> dict[str, JsonValue]:
     if isinstance(option, SecretOption):
         secret: dict[str, JsonValue] = {"type": "string", "description": option.secret.description, "secret": True}

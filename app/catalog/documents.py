@@ -10,7 +10,7 @@ import yaml
 
 from app.catalog.errors import CatalogError
 
-MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+MAX_DOCUMENT_BYTES = 8 * 1024 * 1024
 _MOST_NODES = 1_000_000
 _DEEPEST = 100
 _COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)

@@ -9,8 +9,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+_KEY_OWNERS = {
+    "apify": "apify-mcp-server",
+    "needle": "needle-mcp",
+    "playwright": "playwright-mcp-server",
+    "sqlite": "SQLite",
+}
+"""Where two servers of Docker's catalog come to one key: the one that E2B's specification means by it."""
+_OWNER = re.compile(r"https?://(?:github|gitlab)\.com/([A-Za-z0-9][A-Za-z0-9-]*)")
 _SEPARATORS = re.compile(r"[-_. ]+(.?)")
 
 
@@ -40,13 +48,34 @@ def config_property(path: Sequence[str]) -> str:
     return camel_case(".".join(path))
 
 
+def owns_its_key(name: str) -> bool:
+    """Whether a server comes first for the key of its name, where a catalog has several with one."""
+    return _KEY_OWNERS.get(server_key(name), name) == name
+
+
+def other_keys(name: str, homepage: str | None, is_remote: bool) -> Iterator[str]:
+    """Further keys for a server whose own is taken, the plainest first: `sqliteMcpServer`, `apifyRemote`,
+    `playwrightMicrosoft`."""
+    key = server_key(name)
+    if (whole := camel_case(name.lower())) != key:
+        yield whole
+    if is_remote:
+        yield f"{key}Remote"
+    elif owner := _OWNER.match(homepage or ""):
+        yield f"{key}{camel_case(f'-{owner[1].lower()}')}"
+
+
 def nearest(wanted: str, known: Iterable[str]) -> str | None:
     """The known name that looks most like `wanted`, case and separators aside; None if none comes close."""
+    return next(iter(nearest_few(wanted, known, 1)), None)
+
+
+def nearest_few(wanted: str, known: Iterable[str], count: int) -> list[str]:
+    """The known names that look most like `wanted`, the most alike first; empty if none comes close."""
     folded: dict[str, str] = {}
     for name in known:
         folded.setdefault(_fold(name), name)
-    matches = difflib.get_close_matches(_fold(wanted), folded, n=1, cutoff=0.6)
-    return folded[matches[0]] if matches else None
+    return [folded[match] for match in difflib.get_close_matches(_fold(wanted), folded, n=count, cutoff=0.6)]
 
 
 def _fold(name: str) -> str:

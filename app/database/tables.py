@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -205,3 +206,24 @@ template_layers = Table(
     Column("used_at", Moment, nullable=False, index=True),
 )
 """Images that a later build may begin from, and when one last did."""
+
+catalogs = Table(
+    "catalogs",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("title", Text),
+    Column("origin", Text),
+    Column("loopback_allowed", Boolean, nullable=False),
+    Column("format", String(32), nullable=False),
+    Column("digest", String(80), nullable=False),
+    Column("pinned_digest", String(80)),
+    Column("overrides", Boolean, nullable=False),
+    Column("imported_at", Moment, nullable=False),
+    Column("reader_revision", Integer, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+    Column("manifests", LargeBinary, nullable=False),
+    Column("refused", JSON, nullable=False),
+)
+"""Catalogs that were imported, in the order of `position`. `document` is what was read, and `manifests` what it came to
+under `reader_revision` (both compressed), so that a start parses no YAML."""

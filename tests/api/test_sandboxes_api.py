@@ -29,6 +29,7 @@ async def api(control_plane: ControlPlane) -> AsyncIterator[httpx.AsyncClient]:
             accounts=control_plane.accounts,
             service=control_plane.service,
             catalog=control_plane.catalog,
+            catalog_importer=control_plane.catalog_importer,
             settings=SettingsOfApi(public_url="http://gate.example", sandbox_domain=None),
         )
         yield

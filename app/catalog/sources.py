@@ -1,0 +1,125 @@
+"""Imported catalogs in the database, where every control plane of an installation finds the same."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import zlib
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import Row, delete, func, insert, select, update
+
+from app.catalog.definition import ServerDefinition
+from app.catalog.formats import ReadCatalog, Refusal, read_document
+from app.catalog.formats.document import READER_REVISION
+from app.database import Database
+from app.database.tables import catalogs
+
+_DESCRIPTION = (
+    catalogs.c.name, catalogs.c.title, catalogs.c.origin, catalogs.c.loopback_allowed, catalogs.c.format,
+    catalogs.c.digest, catalogs.c.pinned_digest, catalogs.c.overrides, catalogs.c.imported_at,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An imported catalog without its content."""
+
+    name: str
+    title: str | None
+    origin: str | None
+    """An https URL, or a file for the operator's own command; None for a document that came in a request."""
+    loopback_allowed: bool
+    """Whether an operator imported it, who may also fetch from the machine itself."""
+    format: str
+    digest: str
+    """`sha256:<hexadecimal>` of the document."""
+    pinned_digest: str | None
+    """The one digest that a refresh may bring."""
+    overrides: bool
+    """Whether its servers take the place of shipped ones with the same name."""
+    imported_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCatalog:
+    source: Source
+    definitions: tuple[ServerDefinition, ...]
+    refused: tuple[Refusal, ...]
+
+
+def digest_of(document: bytes) -> str:
+    return f"sha256:{hashlib.sha256(document).hexdigest()}"
+
+
+class SourceStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list(self) -> tuple[Source, ...]:
+        """In the order in which they were imported first."""
+        async with self._database.transaction() as connection:
+            rows = await connection.execute(select(*_DESCRIPTION).order_by(catalogs.c.position))
+            return tuple(Source(**row._mapping) for row in rows)
+
+    async def load(self) -> tuple[StoredCatalog, ...]:
+        """All with their content, in order. What an older reader left is read again from the document."""
+        async with self._database.transaction() as connection:
+            columns = (*_DESCRIPTION, catalogs.c.reader_revision, catalogs.c.manifests, catalogs.c.refused)
+            rows = (await connection.execute(select(*columns).order_by(catalogs.c.position))).all()
+        return tuple([await self._stored(row) for row in rows])
+
+    async def put(self, source: Source, document: bytes, read: ReadCatalog) -> None:
+        """Insert it behind all others, or replace the one of its name where it stands."""
+        content = {
+            **asdict(source),
+            "reader_revision": READER_REVISION,
+            "document": zlib.compress(document),
+            **_content_of(read),
+        }
+        async with self._database.transaction() as connection:
+            known = await connection.execute(update(catalogs).where(catalogs.c.name == source.name).values(**content))
+            if known.rowcount == 0:
+                last = (await connection.execute(select(func.max(catalogs.c.position)))).scalar_one()
+                await connection.execute(insert(catalogs).values(**content, position=(last or 0) + 1))
+
+    async def pin(self, name: str, digest: str | None) -> None:
+        async with self._database.transaction() as connection:
+            await connection.execute(update(catalogs).where(catalogs.c.name == name).values(pinned_digest=digest))
+
+    async def remove(self, name: str) -> bool:
+        async with self._database.transaction() as connection:
+            return (await connection.execute(delete(catalogs).where(catalogs.c.name == name))).rowcount > 0
+
+    async def _stored(self, row: Row[*tuple[Any, ...]]) -> StoredCatalog:
+        source = Source(**{column.name: row._mapping[column.name] for column in _DESCRIPTION})
+        if row.reader_revision == READER_REVISION:
+            return StoredCatalog(
+                source=source,
+                definitions=await asyncio.to_thread(_definitions_of, row.manifests),
+                refused=tuple(Refusal(**refusal) for refusal in row.refused),
+            )
+        async with self._database.transaction() as connection:
+            where = catalogs.c.name == source.name
+            document = (await connection.execute(select(catalogs.c.document).where(where))).scalar_one()
+            read = read_document(zlib.decompress(document), origin=source.origin or source.name)
+            values = {"reader_revision": READER_REVISION, **_content_of(read)}
+            await connection.execute(update(catalogs).where(where).values(**values))
+        return StoredCatalog(source=source, definitions=read.definitions, refused=read.refused)
+
+
+def _definitions_of(manifests: bytes) -> tuple[ServerDefinition, ...]:
+    return tuple(ServerDefinition.imported(manifest) for manifest in orjson.loads(zlib.decompress(manifests)))
+
+
+def _content_of(read: ReadCatalog) -> dict[str, Any]:
+    manifests = [
+        definition.model_dump(mode="json", by_alias=True, exclude_defaults=True) for definition in read.definitions
+    ]
+    return {
+        "manifests": zlib.compress(orjson.dumps(manifests)),
+        "refused": [asdict(refusal) for refusal in read.refused],
+    }
