@@ -6,6 +6,7 @@
     │   ├── Unauthorized         401
     │   ├── NotFound             404
     │   ├── Conflict             409
+    │   │   └── GuestUnresponsive    with an error code that SDKs know
     │   ├── BodyTooLarge         413
     │   ├── ServerStartFailed    424
     │   ├── SandboxFailed        500
@@ -36,6 +37,8 @@ class Problem(SandgateError):
 
     status: ClassVar[int] = 500
     retry_after_s: ClassVar[int | None] = None
+    error_code: ClassVar[str | None] = None
+    """Tells problems of one status apart for programs; in the answer as `error_code`."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -56,6 +59,12 @@ class NotFound(Problem):
 
 class Conflict(Problem):
     status = 409
+
+
+class GuestUnresponsive(Conflict):
+    """A sandbox was to be paused only if its agent answers, and it does not."""
+
+    error_code = "sandbox_snapshot_guest_agent_unresponsive"
 
 
 class BodyTooLarge(Problem):

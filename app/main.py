@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import structlog
 from fastapi import FastAPI
 
 from app.accounts import Accounts
@@ -24,18 +25,23 @@ from app.engines.docker_engine import DockerEngine
 from app.engines.images import ImageTags, image_tags
 from app.engines.interface import Engine, Limits
 from app.engines.network_guard import AllowedTarget
+from app.errors import Problem
 from app.home import write_file
 from app.ids_and_time import utc_now
 from app.sandboxes.directory import Directory
-from app.sandboxes.planning import Blueprint
+from app.sandboxes.models import CreateSandbox
+from app.sandboxes.planning import Blueprint, SandboxPlan, plan_sandbox
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
 from app.sandboxes.reconciler import Reconciler
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
 from app.settings import ROOT, Settings, SettingsError
+from app.templates import TemplateService
 from app.vault import Vault
 
 _FIRST_KEY_FILE = "api-key"
+
+_log = structlog.get_logger()
 
 
 def make_app(settings: Settings) -> Edge:
@@ -52,6 +58,8 @@ def make_app(settings: Settings) -> Edge:
             database = await stack.enter_async_context(_database(settings))
             accounts = Accounts(database)
             await ensure_first_key(accounts, settings.home)
+            team = await accounts.default_team()
+            assert team is not None
             engine = make_engine(settings, tags)
             stack.push_async_callback(engine.aclose)
             importer = CatalogImporter(catalog, SourceStore(database), now=utc_now)
@@ -60,6 +68,7 @@ def make_app(settings: Settings) -> Edge:
             store = Store(database, make_vault(settings))
             blueprint = _blueprint(settings, tags)
             gateways = GatewayClient(http)
+            templates = TemplateService()
             reconciler = Reconciler(
                 store=store,
                 engine=engine,
@@ -69,12 +78,14 @@ def make_app(settings: Settings) -> Edge:
                 catalog=catalog,
                 blueprint=blueprint,
                 now=utc_now,
+                warm=await _warm_plans(settings, templates, team.id, catalog, blueprint),
             )
             service = SandboxService(
                 store=store,
                 reconciler=reconciler,
                 directory=directory,
                 gateways=gateways,
+                templates=templates,
                 catalog=catalog,
                 blueprint=blueprint,
                 now=utc_now,
@@ -96,8 +107,13 @@ def make_app(settings: Settings) -> Edge:
                 )
             yield
 
-    edge = Edge(make_api(lifespan), directory, sandbox_domain=settings.sandbox_domain)
-    directory.on_removal(edge.drop)
+    async def resume(sandbox_id: str) -> None:
+        parts: Parts = api.state.parts
+        await parts.service.resume_for_traffic(sandbox_id)
+
+    api = make_api(lifespan)
+    edge = Edge(api, directory, sandbox_domain=settings.sandbox_domain, resume=resume)
+    directory.on_cut_off(edge.drop)
     return edge
 
 
@@ -232,3 +248,19 @@ def _blueprint(settings: Settings, tags: ImageTags) -> Blueprint:
         server_start_timeout_s=settings.server_start_timeout_s,
         github_url=settings.github_url,
     )
+
+
+async def _warm_plans(
+    settings: Settings, templates: TemplateService, team_id: str, catalog: Catalog, blueprint: Blueprint
+) -> list[tuple[SandboxPlan, int]]:
+    """What the pods that wait are made by, and how many of each."""
+    plans = []
+    for name, size in settings.pool.items():
+        try:
+            template = await templates.resolve(team_id, name)
+        except Problem as problem:
+            _log.warning("no_warm_pods", template=name, reason=problem.message)
+            continue
+        request = CreateSandbox(template=name, timeout_s=0)
+        plans.append((plan_sandbox(request, template, catalog, blueprint), size))
+    return plans

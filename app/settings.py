@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     tls_certificate: Path | None = None
     """PEM chain for `*.<sandbox_domain>`; default is one from the local CA."""
     tls_key: Path | None = None
+    pool: Annotated[dict[str, Annotated[int, Field(ge=0, le=100)]], NoDecode] = {"base": 1, "mcp-gateway": 1}
+    """`<template>=<number>` with commas: pods of these templates that wait ready, so that a create takes no start."""
     egress_allow: Annotated[list[str], NoDecode] = []
     """`<IPv4 address or network>:<port>` with commas: TCP ports here that sandboxes may reach in spite of the guard."""
     github_url: str = "https://github.com"
@@ -65,10 +67,22 @@ class Settings(BaseSettings):
     server_start_timeout_s: float = Field(30.0, gt=0)
     """How long an MCP server may take to answer `initialize`, unless its catalog entry says more."""
 
+    @field_validator("pool", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        return dict(_pair(entry) for entry in value.split(",") if entry.strip()) if isinstance(value, str) else value
+
     @field_validator("egress_allow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [entry.strip() for entry in value.split(",") if entry.strip()] if isinstance(value, str) else value
+
+
+def _pair(entry: str) -> tuple[str, str]:
+    name, separator, number = entry.partition("=")
+    if not separator:
+        raise ValueError("write <template>=<number>, with commas between them, as in base=2,mcp-gateway=2")
+    return name.strip(), number.strip()
 
 
 def read_settings() -> Settings:

@@ -22,11 +22,12 @@ from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Limits
 from app.sandboxes.directory import Directory
 from app.sandboxes.models import CreateSandbox
-from app.sandboxes.planning import STDIO_BRIDGE, Blueprint
+from app.sandboxes.planning import STDIO_BRIDGE, Blueprint, plan_sandbox
 from app.sandboxes.pod_clients import AgentClient, GatewayClient
 from app.sandboxes.reconciler import Reconciler
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
+from app.templates import TemplateService
 from app.vault import Vault
 from tests.pods import PodTransport
 
@@ -63,9 +64,15 @@ class ControlPlane:
 
 class StartControlPlane(Protocol):
     def __call__(
-        self, *, engine: InMemoryEngine | None = None, own_servers: Path | None = None, listen_deadline_s: float = 5
+        self,
+        *,
+        engine: InMemoryEngine | None = None,
+        own_servers: Path | None = None,
+        listen_deadline_s: float = 5,
+        warm: int = 0,
     ) -> AbstractAsyncContextManager[ControlPlane]:
-        """On the fixture's engine, or on another one; `own_servers` holds definitions beside the shipped ones."""
+        """On the fixture's engine, or on another one; `own_servers` holds definitions beside the shipped ones, `warm`
+        is the number of pods of template `base` that wait."""
         ...
 
 
@@ -90,7 +97,11 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
 
     @asynccontextmanager
     async def start(
-        *, engine: InMemoryEngine | None = None, own_servers: Path | None = None, listen_deadline_s: float = 5
+        *,
+        engine: InMemoryEngine | None = None,
+        own_servers: Path | None = None,
+        listen_deadline_s: float = 5,
+        warm: int = 0,
     ) -> AsyncIterator[ControlPlane]:
         database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
         await database.migrate()
@@ -108,6 +119,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         directory = Directory()
         async with httpx.AsyncClient(transport=pods) as http:
             gateways = GatewayClient(http)
+            templates = TemplateService()
             reconciler = Reconciler(
                 store=store,
                 engine=engine or shared_engine,
@@ -117,6 +129,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 catalog=catalog,
                 blueprint=blueprint,
                 now=clock,
+                warm=[(plan_sandbox(request(), await templates.resolve(team.id, "base"), catalog, blueprint), warm)],
                 listen_deadline_s=listen_deadline_s,
             )
             service = SandboxService(
@@ -124,6 +137,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 reconciler=reconciler,
                 directory=directory,
                 gateways=gateways,
+                templates=templates,
                 catalog=catalog,
                 blueprint=blueprint,
                 now=clock,

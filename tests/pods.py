@@ -28,6 +28,8 @@ class PodTransport(httpx.AsyncBaseTransport):
         self.never_ready: set[str] = set()
         self.is_silent = False
         """While set, nothing in any pod listens."""
+        self.broken: set[str] = set()
+        """Addresses of pods whose agent answers everything with 500."""
 
     def pod(self, address: str) -> PodInMemory:
         return self.pods.setdefault(address, PodInMemory())
@@ -35,6 +37,8 @@ class PodTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if self.is_silent:
             raise httpx.ConnectError("refused", request=request)
+        if request.url.host in self.broken:
+            return httpx.Response(500)
         pod = self.pod(request.url.host)
         body = orjson.loads(await request.aread() or b"{}")
         match request.method, request.url.port, request.url.path:

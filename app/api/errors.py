@@ -22,6 +22,7 @@ _log = structlog.get_logger()
 class ErrorBody(BaseModel):
     code: int = Field(description="The HTTP status once more.", examples=[404])
     message: str = Field(description="What happened, and what to do.")
+    error_code: str | None = Field(None, description="Tells problems of one status apart, where that is needed.")
 
 
 def describe_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
@@ -33,7 +34,8 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Problem)
     async def problem(_request: Request, problem: Problem) -> JSONResponse:
         headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s is not None else None
-        return _answer(problem.status, problem.message, headers)
+        code = {} if problem.error_code is None else {"error_code": problem.error_code}
+        return _answer(problem.status, problem.message, headers, **code)
 
     @app.exception_handler(RequestValidationError)
     async def invalid_request(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -50,8 +52,8 @@ def install_error_handlers(app: FastAPI) -> None:
         return _answer(500, "An internal error, which is in the server's log.")
 
 
-def _answer(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"code": status, "message": message}, status, headers)
+def _answer(status: int, message: str, headers: dict[str, str] | None = None, **more: str) -> JSONResponse:
+    return JSONResponse({"code": status, "message": message, **more}, status, headers)
 
 
 def _sentence(entry: dict[str, object]) -> str:

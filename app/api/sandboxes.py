@@ -1,145 +1,43 @@
-"""The sandbox resources of the E2B contract, with the fields that are ours.
+"""The sandbox resources of the E2B contract.
 
 Both generations of paths are served: newer SDKs call `/v2/sandboxes`, the CLI and older ones `/sandboxes`.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote_plus
 
-from fastapi import APIRouter, Depends, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
 
 from app.api.auth import CurrentTeam
-from app.api.dependencies import SandboxServiceDep, SettingsOfApi, SettingsOfApiDep
+from app.api.dependencies import SandboxServiceDep, SettingsOfApiDep
 from app.api.errors import describe_errors
-from app.errors import InvalidRequest
-from app.ids_and_time import rfc3339
-from app.sandboxes.models import (
-    BASE_TEMPLATE,
-    GATEWAY_TEMPLATE,
-    CreateSandbox,
-    McpOptions,
-    Sandbox,
-    ServerStatus,
+from app.api.sandbox_bodies import (
+    ConnectSandbox,
+    ForkAnswer,
+    ForkSandbox,
+    ListedSandbox,
+    NewSandbox,
+    NewSnapshot,
+    PauseSandbox,
+    ProblemOfOne,
+    SandboxAnswer,
+    SandboxDetail,
+    SandboxRefresh,
+    SandboxTimeout,
+    SnapshotAnswer,
 )
-from app.sandboxes.service import SandboxView
+from app.errors import InvalidRequest, Problem
+from app.sandboxes.listing import Listing
+from app.sandboxes.models import PauseMode, Status
 
-ENVD_VERSION = "0.6.13"
-"""The agent's contract version as SDKs know it; each of their feature gates is open at this one."""
-_CLIENT_ID = "sandgate"
-_DISK_MB = 10240
-_MAX_TIMEOUT_S = 7 * 24 * 3600
+_DEFAULT_TIMEOUT_S = 300
+_DEFAULT_TIMEOUT_V1_S = 15
+_DEFAULT_REFRESH_S = 60
 
 router = APIRouter(tags=["sandboxes"])
-
-
-class _Wire(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
-
-
-class McpOptionsBody(_Wire):
-    """How the MCP servers are started and named."""
-
-    wait: bool = Field(True, description="Answer once no server is starting any more.")
-    on_failure: Literal["fail", "degrade"] = Field(
-        "fail",
-        description="`fail`: a server that does not come up fails the create. `degrade`: it is marked as failed.",
-    )
-    naming: Literal["auto", "always"] = Field(
-        "auto", description="Put `<server>_` in front of tool and prompt names that collide, or of all."
-    )
-    placement: dict[str, Literal["gateway", "workspace"]] = Field(
-        default_factory=dict, description="Server key to where it runs, instead of what the catalog says."
-    )
-
-
-class NewSandbox(_Wire):
-    template_id: str | None = Field(
-        None, alias="templateID", description="`base` or `mcp-gateway`; the latter is the default when `mcp` is given."
-    )
-    timeout: int | None = Field(None, ge=0, le=_MAX_TIMEOUT_S, description="Seconds the sandbox lives.")
-    metadata: dict[str, str] | None = None
-    env_vars: dict[str, str] | None = Field(None, description="Environment of every process in the workspace.")
-    allow_internet_access: bool | None = Field(
-        None, alias="allow_internet_access", description="`false`: nothing in the sandbox reaches the internet."
-    )
-    mcp: dict[str, dict[str, Any]] | None = Field(
-        None,
-        description="MCP servers by catalog key, or `github/<owner>/<repo>`, each with its options and credentials."
-        " `{}` is a gateway without servers.",
-        examples=[{"time": {}, "git": {}}],
-    )
-    mcp_options: McpOptionsBody | None = None
-    auto_pause: bool = False
-    network: dict[str, Any] | None = None
-    volume_mounts: list[dict[str, Any]] | None = None
-    iam: dict[str, Any] | None = None
-
-    def refuse_what_is_missing(self) -> None:
-        """Raises: InvalidRequest for a wish that would otherwise be dropped without a word."""
-        wishes = {
-            "autoPause": self.auto_pause,
-            "network": self.network,
-            "volumeMounts": self.volume_mounts,
-            "iam": self.iam,
-        }
-        for field, wish in wishes.items():
-            if wish:
-                hint = " Use allow_internet_access to shut a sandbox off." if field == "network" else ""
-                raise InvalidRequest(f"{field} is not supported by this server yet; leave it out.{hint}")
-
-
-class ConnectSandbox(_Wire):
-    timeout: int | None = Field(None, ge=0, le=_MAX_TIMEOUT_S, description="Seconds the sandbox lives from now on.")
-
-
-class SandboxTimeout(_Wire):
-    timeout: int = Field(le=_MAX_TIMEOUT_S, description="Seconds from now; 0 or less ends the sandbox at once.")
-
-
-class ServerState(_Wire):
-    state: Literal["starting", "ready", "failed"]
-    message: str | None = Field(None, description="Why it failed.")
-    stderr: list[str] | None = Field(None, description="The last lines it wrote on stderr, if it failed.")
-
-
-class McpAccess(_Wire):
-    url: str = Field(description="Streamable HTTP endpoint with all servers behind it.")
-    token: str | None = Field(None, description="Bearer token for the endpoint; answered by create and connect.")
-    servers: dict[str, ServerState]
-
-
-class SandboxAnswer(_Wire):
-    template_id: str = Field(alias="templateID")
-    sandbox_id: str = Field(alias="sandboxID")
-    client_id: str = Field(_CLIENT_ID, alias="clientID")
-    envd_version: str = ENVD_VERSION
-    envd_access_token: str
-    domain: str | None
-    mcp: McpAccess | None = None
-
-
-class ListedSandbox(_Wire):
-    template_id: str = Field(alias="templateID")
-    sandbox_id: str = Field(alias="sandboxID")
-    client_id: str = Field(_CLIENT_ID, alias="clientID")
-    started_at: str = Field(description="RFC 3339")
-    end_at: str = Field(description="RFC 3339")
-    envd_version: str = ENVD_VERSION
-    cpu_count: int
-    memory_mb: int = Field(alias="memoryMB")
-    disk_size_mb: int = Field(_DISK_MB, alias="diskSizeMB")
-    state: Literal["running", "paused"] = "running"
-    metadata: dict[str, str]
-
-
-class SandboxDetail(ListedSandbox):
-    envd_access_token: str
-    domain: str | None
-    allow_internet_access: bool | None
-    mcp: McpAccess | None = None
 
 
 def _sandbox_id(sandbox_id: Annotated[str, Path(alias="sandboxID")]) -> str:
@@ -148,55 +46,83 @@ def _sandbox_id(sandbox_id: Annotated[str, Path(alias="sandboxID")]) -> str:
 
 
 SandboxId = Annotated[str, Depends(_sandbox_id)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(max_length=255, description="A repeated create with the same key and body answers the same sandbox."),
+]
+NextToken = Annotated[str | None, Query(alias="nextToken", description="`x-next-token` of the page before.")]
 
 
-@router.post("/v2/sandboxes", status_code=201, responses=describe_errors(400, 404, 413, 424, 500, 503, 507))
+@router.post("/v2/sandboxes", status_code=201, responses=describe_errors(400, 404, 409, 413, 424, 500, 503, 507))
 async def create_sandbox(
-    body: NewSandbox, team: CurrentTeam, service: SandboxServiceDep, settings: SettingsOfApiDep
+    body: NewSandbox,
+    team: CurrentTeam,
+    service: SandboxServiceDep,
+    settings: SettingsOfApiDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> SandboxAnswer:
     """Start a sandbox, with every MCP server named in `mcp` behind one URL and one token."""
-    return await _create(body, team.id, service, settings, default_timeout_s=300)
+    request = body.to_request(default_timeout_s=_DEFAULT_TIMEOUT_S)
+    return SandboxAnswer.of(await service.create(team.id, request, idempotency_key=idempotency_key), settings)
 
 
-@router.post("/sandboxes", status_code=201, responses=describe_errors(400, 404, 413, 424, 500, 503, 507))
+@router.post("/sandboxes", status_code=201, responses=describe_errors(400, 404, 409, 413, 424, 500, 503, 507))
 async def create_sandbox_v1(
-    body: NewSandbox, team: CurrentTeam, service: SandboxServiceDep, settings: SettingsOfApiDep
+    body: NewSandbox,
+    team: CurrentTeam,
+    service: SandboxServiceDep,
+    settings: SettingsOfApiDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> SandboxAnswer:
     """The same for older SDKs; without `timeout` the sandbox lives 15 s."""
-    return await _create(body, team.id, service, settings, default_timeout_s=15)
+    request = body.to_request(default_timeout_s=_DEFAULT_TIMEOUT_V1_S)
+    return SandboxAnswer.of(await service.create(team.id, request, idempotency_key=idempotency_key), settings)
 
 
-async def _create(
-    body: NewSandbox, team_id: str, service: SandboxServiceDep, settings: SettingsOfApi, *, default_timeout_s: int
-) -> SandboxAnswer:
-    body.refuse_what_is_missing()
-    template = body.template_id or (BASE_TEMPLATE if body.mcp is None else GATEWAY_TEMPLATE)
-    options = body.mcp_options or McpOptionsBody()
-    view = await service.create(
-        team_id,
-        CreateSandbox(
-            template=template,
-            timeout_s=default_timeout_s if body.timeout is None else body.timeout,
-            metadata=body.metadata or {},
-            envs=body.env_vars or {},
-            allow_internet_access=body.allow_internet_access,
-            mcp=body.mcp,
-            mcp_options=McpOptions(**options.model_dump()),
-        ),
-    )
-    return _answer(view, settings)
-
-
-@router.get("/v2/sandboxes", responses=describe_errors())
+@router.get("/v2/sandboxes", responses=describe_errors(400))
 async def list_sandboxes(
+    response: Response,
     team: CurrentTeam,
     service: SandboxServiceDep,
     state: Annotated[str | None, Query(description="`running`, `paused` or both with a comma.")] = None,
+    metadata: Annotated[str | None, Query(description="`key=value&…`, each part encoded, and the whole again.")] = None,
+    template: Annotated[str | None, Query(description="A template's id or name.")] = None,
+    order: Annotated[Literal["asc", "desc"], Query(description="By start; newest first is the default.")] = "desc",
+    started_after: Annotated[datetime | None, Query(alias="startedAfter", description="Inclusive; RFC 3339.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    next_token: NextToken = None,
 ) -> list[ListedSandbox]:
-    """The team's sandboxes, newest first."""
-    if state is not None and "running" not in state.split(","):
-        return []
-    return [ListedSandbox(**_listed(sandbox)) for sandbox in await service.list(team.id)]
+    """The team's sandboxes. The header `x-next-token` is there if there are more."""
+    listing = Listing(
+        states=_states(state),
+        metadata=_metadata(metadata),
+        template=template,
+        started_after=_aware(started_after),
+        is_ascending=order == "asc",
+        limit=limit,
+        cursor=next_token,
+    )
+    page = await service.page(team.id, listing)
+    if page.cursor is not None:
+        response.headers["X-Next-Token"] = page.cursor
+    return [ListedSandbox.of(sandbox) for sandbox in page.sandboxes]
+
+
+@router.get("/sandboxes", responses=describe_errors(400))
+async def list_sandboxes_v1(
+    team: CurrentTeam,
+    service: SandboxServiceDep,
+    metadata: Annotated[str | None, Query(description="As for `/v2/sandboxes`.")] = None,
+) -> list[ListedSandbox]:
+    """All running sandboxes of the team, for older SDKs."""
+    found: list[ListedSandbox] = []
+    cursor: str | None = None
+    while True:
+        listing = Listing(states=(Status.RUNNING,), metadata=_metadata(metadata), cursor=cursor)
+        page = await service.page(team.id, listing)
+        found += [ListedSandbox.of(sandbox) for sandbox in page.sandboxes]
+        if (cursor := page.cursor) is None:
+            return found
 
 
 @router.get("/sandboxes/{sandboxID}", responses=describe_errors(404))
@@ -204,14 +130,7 @@ async def get_sandbox(
     sandbox_id: SandboxId, team: CurrentTeam, service: SandboxServiceDep, settings: SettingsOfApiDep
 ) -> SandboxDetail:
     """A sandbox and how its MCP servers are doing."""
-    view = await service.get(team.id, sandbox_id)
-    return SandboxDetail(
-        **_listed(view.sandbox),
-        envd_access_token=view.sandbox.secrets.access_token,
-        domain=settings.sandbox_domain,
-        allow_internet_access=view.sandbox.egress,
-        mcp=_mcp(view, settings, with_token=False),
-    )
+    return SandboxDetail.of_view(await service.get(team.id, sandbox_id), settings)
 
 
 @router.delete("/sandboxes/{sandboxID}", status_code=204, responses=describe_errors(404))
@@ -221,18 +140,49 @@ async def kill_sandbox(sandbox_id: SandboxId, team: CurrentTeam, service: Sandbo
     return Response(status_code=204)
 
 
-@router.post("/v2/sandboxes/{sandboxID}/connect", responses=describe_errors(400, 404))
-@router.post("/sandboxes/{sandboxID}/connect", responses=describe_errors(400, 404))
+@router.post("/v2/sandboxes/{sandboxID}/connect", responses=describe_errors(400, 404, 409, 424, 500, 503))
+@router.post("/sandboxes/{sandboxID}/connect", responses=describe_errors(400, 404, 409, 424, 500, 503))
 async def connect_sandbox(
+    response: Response,
     sandbox_id: SandboxId,
     team: CurrentTeam,
     service: SandboxServiceDep,
     settings: SettingsOfApiDep,
     body: ConnectSandbox | None = None,
 ) -> SandboxAnswer:
-    """What create answered, once more. The sandbox then lives at least `timeout` seconds; it is never cut short."""
-    timeout_s = 300 if body is None or body.timeout is None else body.timeout
-    return _answer(await service.connect(team.id, sandbox_id, timeout_s), settings)
+    """What create answered, once more; resumes a paused sandbox, and says so with 201.
+
+    The sandbox then lives at least `timeout` seconds; it is never cut short.
+    """
+    body = body or ConnectSandbox()
+    timeout_s = _DEFAULT_TIMEOUT_S if body.timeout is None else body.timeout
+    view, was_resumed = await service.connect(team.id, sandbox_id, timeout_s, reboot=body.memory is False)
+    response.status_code = 201 if was_resumed else 200
+    return SandboxAnswer.of(view, settings)
+
+
+@router.post("/sandboxes/{sandboxID}/resume", status_code=201, responses=describe_errors(400, 404, 409, 424, 500, 503))
+async def resume_sandbox(
+    sandbox_id: SandboxId,
+    team: CurrentTeam,
+    service: SandboxServiceDep,
+    settings: SettingsOfApiDep,
+    body: ConnectSandbox | None = None,
+) -> SandboxAnswer:
+    """Resume a paused sandbox, for older SDKs; newer ones connect."""
+    timeout_s = _DEFAULT_TIMEOUT_V1_S if body is None or body.timeout is None else body.timeout
+    return SandboxAnswer.of(await service.resume(team.id, sandbox_id, timeout_s), settings)
+
+
+@router.post("/sandboxes/{sandboxID}/pause", status_code=204, responses=describe_errors(400, 404, 409, 500, 503))
+async def pause_sandbox(
+    sandbox_id: SandboxId, team: CurrentTeam, service: SandboxServiceDep, body: PauseSandbox | None = None
+) -> Response:
+    """Freeze a sandbox until somebody connects; its time stands still meanwhile."""
+    body = body or PauseSandbox()
+    mode = PauseMode.FILESYSTEM if body.memory is False else PauseMode.MEMORY
+    await service.pause(team.id, sandbox_id, mode, only_healthy=body.require_healthy_guest)
+    return Response(status_code=204)
 
 
 @router.post("/sandboxes/{sandboxID}/timeout", status_code=204, responses=describe_errors(400, 404))
@@ -244,38 +194,93 @@ async def set_sandbox_timeout(
     return Response(status_code=204)
 
 
-def _answer(view: SandboxView, settings: SettingsOfApi) -> SandboxAnswer:
-    return SandboxAnswer(
-        template_id=view.sandbox.template,
-        sandbox_id=view.sandbox.id,
-        envd_access_token=view.sandbox.secrets.access_token,
-        domain=settings.sandbox_domain,
-        mcp=_mcp(view, settings, with_token=True),
+@router.post("/sandboxes/{sandboxID}/refreshes", status_code=204, responses=describe_errors(400, 404))
+async def refresh_sandbox(
+    sandbox_id: SandboxId, team: CurrentTeam, service: SandboxServiceDep, body: SandboxRefresh | None = None
+) -> Response:
+    """Let the sandbox live at least `duration` seconds from now on."""
+    duration_s = _DEFAULT_REFRESH_S if body is None or body.duration is None else body.duration
+    await service.refresh(team.id, sandbox_id, duration_s)
+    return Response(status_code=204)
+
+
+@router.put("/sandboxes/{sandboxID}/network", status_code=204, responses=describe_errors(400, 404, 409, 500, 503))
+async def set_sandbox_network(
+    sandbox_id: SandboxId, body: dict[str, Any], team: CurrentTeam, service: SandboxServiceDep
+) -> Response:
+    """Replace what the sandbox may reach, for its open connections too; what is left out is cleared."""
+    await service.set_network(team.id, sandbox_id, body)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/sandboxes/{sandboxID}/snapshots", status_code=201, responses=describe_errors(400, 404, 409, 500, 503, 507)
+)
+async def create_snapshot(
+    sandbox_id: SandboxId, team: CurrentTeam, service: SandboxServiceDep, body: NewSnapshot | None = None
+) -> SnapshotAnswer:
+    """Keep the files of a sandbox's workspace as something that sandboxes can be created from."""
+    snapshot = await service.snapshot(team.id, sandbox_id, None if body is None else body.name)
+    return SnapshotAnswer(snapshot_id=snapshot.snapshot_id, names=list(snapshot.names))
+
+
+@router.get("/snapshots", responses=describe_errors(400))
+async def list_snapshots(
+    response: Response,
+    team: CurrentTeam,
+    service: SandboxServiceDep,
+    sandbox_id: Annotated[str | None, Query(alias="sandboxID", description="Only those of this sandbox.")] = None,
+    name: Annotated[str | None, Query(description="Only those of this name.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    next_token: NextToken = None,
+) -> list[SnapshotAnswer]:
+    """The team's snapshots, newest first. The header `x-next-token` is there if there are more."""
+    page = await service.snapshots(
+        team.id,
+        sandbox_id=None if sandbox_id is None else sandbox_id.partition("-")[0],
+        name=name,
+        limit=limit,
+        cursor=next_token,
     )
+    if page.cursor is not None:
+        response.headers["X-Next-Token"] = page.cursor
+    return [SnapshotAnswer(snapshot_id=one.snapshot_id, names=list(one.names)) for one in page.snapshots]
 
 
-def _listed(sandbox: Sandbox) -> dict[str, Any]:
-    return {
-        "template_id": sandbox.template,
-        "sandbox_id": sandbox.id,
-        "started_at": rfc3339(sandbox.started_at),
-        "end_at": rfc3339(sandbox.ends_at),
-        "cpu_count": sandbox.cpus,
-        "memory_mb": sandbox.memory_mib,
-        "metadata": dict(sandbox.metadata),
-    }
+@router.post("/sandboxes/{sandboxID}/fork", status_code=201, responses=describe_errors(400, 404, 409, 500, 503, 507))
+async def fork_sandbox(
+    sandbox_id: SandboxId,
+    team: CurrentTeam,
+    service: SandboxServiceDep,
+    settings: SettingsOfApiDep,
+    body: ForkSandbox | None = None,
+) -> list[ForkAnswer]:
+    """Make copies with this sandbox's files, environment, metadata and MCP servers; an answer for each."""
+    body = body or ForkSandbox()
+    timeout_s = _DEFAULT_TIMEOUT_S if body.timeout is None else body.timeout
+    outcomes = await service.fork(team.id, sandbox_id, count=body.count or 1, timeout_s=timeout_s)
+    return [
+        ForkAnswer(error=ProblemOfOne(code=outcome.status, message=outcome.message))
+        if isinstance(outcome, Problem)
+        else ForkAnswer(sandbox=SandboxAnswer.of(outcome, settings))
+        for outcome in outcomes
+    ]
 
 
-def _mcp(view: SandboxView, settings: SettingsOfApi, *, with_token: bool) -> McpAccess | None:
-    if not view.sandbox.has_gateway:
-        return None
-    return McpAccess(
-        url=f"{settings.public_url}/sandboxes/{view.sandbox.id}/mcp",
-        token=view.sandbox.secrets.mcp_token if with_token else None,
-        servers={server.name: _server_state(server) for server in view.servers},
-    )
+def _states(state: str | None) -> tuple[Status, ...]:
+    if not state:
+        return (Status.RUNNING, Status.PAUSED)
+    names = state.split(",")
+    if unknown := [name for name in names if name not in (Status.RUNNING, Status.PAUSED)]:
+        raise InvalidRequest(f"state: {unknown[0]!r} is not one of running and paused.")
+    return tuple(Status(name) for name in names)
 
 
-def _server_state(server: ServerStatus) -> ServerState:
-    stderr = list(server.stderr) if server.state == "failed" else None
-    return ServerState(state=server.state, message=server.message, stderr=stderr)
+def _metadata(encoded: str | None) -> dict[str, str]:
+    """The SDKs encode each key and value, then the whole; the framework has undone the query's own encoding."""
+    pairs = (pair.partition("=") for pair in unquote_plus(encoded).split("&") if pair) if encoded else ()
+    return {unquote_plus(key): unquote_plus(value) for key, _, value in pairs}
+
+
+def _aware(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment

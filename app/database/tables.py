@@ -110,7 +110,8 @@ sandboxes = Table(
     metadata,
     Column("id", String(32), primary_key=True),
     Column("team_id", String(32), ForeignKey("teams.id"), nullable=False, index=True),
-    Column("template", String(120), nullable=False),
+    Column("template_id", String(64), nullable=False, index=True),
+    Column("template", String(200), nullable=False),
     Column("status", String(16), nullable=False),
     Column("target", String(16), nullable=False),
     Column("failure", Text),
@@ -118,17 +119,28 @@ sandboxes = Table(
     Column("started_at", Moment, nullable=False),
     Column("ends_at", Moment, nullable=False),
     Column("stopped_at", Moment),
+    Column("timeout_s", Integer, nullable=False),
+    Column("lifecycle", JSON, nullable=False),
+    Column("pause_mode", String(16)),
     Column("metadata", JSON, nullable=False),
-    Column("egress", Boolean),
+    Column("egress", Boolean, nullable=False),
+    Column("network", JSON, nullable=False),
+    Column("volume_mounts", JSON, nullable=False),
+    Column("fork_image", String(200)),
     Column("has_gateway", Boolean, nullable=False),
     Column("cpus", Integer, nullable=False),
     Column("memory_mib", Integer, nullable=False),
     Column("secrets_encrypted", Text),
+    Column("idempotency_key", String(255)),
+    Column("request_digest", String(64)),
     Index(None, "status", "target"),
     Index(None, "target", "ends_at"),
+    Index(None, "team_id", "started_at"),
+    Index(None, "team_id", "idempotency_key", unique=True),
 )
 """`status` is where the sandbox is, `target` where it should be; only the reconciler moves `status` after the insert.
-`secrets_encrypted` (access token, environment, MCP tokens, the caller's MCP map) is emptied when the sandbox stops."""
+`secrets_encrypted` (access token, environment, MCP tokens, the caller's MCP map, the template as it was resolved) is
+emptied when the sandbox stops. `request_digest` tells whether a create that repeats an idempotency key is the same."""
 
 pods = Table(
     "pods",
@@ -137,9 +149,14 @@ pods = Table(
     Column("sandbox_id", String(32), ForeignKey("sandboxes.id"), index=True),
     Column("created_at", Moment, nullable=False),
     Column("secrets_encrypted", Text, nullable=False),
+    Column("recipe", String(64)),
+    Column("ready_at", Moment),
+    Column("address", String(64)),
+    Index(None, "recipe", "sandbox_id", "ready_at"),
 )
 """A pod is recorded before the engine hears of it and deleted once the engine has none of it left, so that nothing can
-run that no row knows. `secrets_encrypted` holds its control tokens."""
+run that no row knows. `secrets_encrypted` holds its control tokens. One with a `recipe` and no sandbox waits warm: it
+can be claimed from `ready_at` on, and claiming is setting `sandbox_id`, which happens once and is never undone."""
 
 templates = Table(
     "templates",

@@ -1,4 +1,4 @@
-"""The running sandboxes of this process, in memory: what a request for a sandbox is looked up in."""
+"""The sandboxes of this process, in memory: what a request for a sandbox is looked up in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.sandboxes.models import LiveSandbox
 class Directory:
     def __init__(self) -> None:
         self._live: dict[str, LiveSandbox] = {}
-        self._removal_listeners: list[Callable[[str], None]] = []
+        self._cut_off_listeners: list[Callable[[str], None]] = []
 
     def find(self, sandbox_id: str) -> LiveSandbox | None:
         return self._live.get(sandbox_id)
@@ -20,13 +20,20 @@ class Directory:
 
     def put(self, live: LiveSandbox) -> None:
         """Add a sandbox, or replace what is known of it."""
+        before = self._live.get(live.sandbox_id)
         self._live[live.sandbox_id] = live
+        if before is not None and before.address is not None and before.address != live.address:
+            self._tell(live.sandbox_id)
 
     def remove(self, sandbox_id: str) -> None:
-        """Nothing more is routed to this sandbox; listeners are told once."""
+        """Nothing more is routed to this sandbox."""
         if self._live.pop(sandbox_id, None) is not None:
-            for listener in self._removal_listeners:
-                listener(sandbox_id)
+            self._tell(sandbox_id)
 
-    def on_removal(self, listener: Callable[[str], None]) -> None:
-        self._removal_listeners.append(listener)
+    def on_cut_off(self, listener: Callable[[str], None]) -> None:
+        """Tell `listener` each time a sandbox is removed or is no longer where it was reached."""
+        self._cut_off_listeners.append(listener)
+
+    def _tell(self, sandbox_id: str) -> None:
+        for listener in self._cut_off_listeners:
+            listener(sandbox_id)

@@ -8,16 +8,35 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-BASE_TEMPLATE = "base"
-GATEWAY_TEMPLATE = "mcp-gateway"
+from app.sandboxes.network_rules import NetworkRules
+from app.templates import ResolvedTemplate
 
 
 class Status(StrEnum):
-    """Where a sandbox is. `target` holds RUNNING or STOPPED: where it should be."""
+    """Where a sandbox is. `target` holds RUNNING, PAUSED or STOPPED: where it should be."""
 
     STARTING = "starting"
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPED = "stopped"
+
+
+class PauseMode(StrEnum):
+    """What a paused sandbox keeps."""
+
+    MEMORY = "memory"
+    """Everything: its processes are frozen."""
+    FILESYSTEM = "filesystem"
+    """Its files: the processes are ended, and a resume is like a boot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifecycle:
+    on_timeout: Literal["kill", "pause"] = "kill"
+    pause_mode: PauseMode = PauseMode.MEMORY
+    """Of a pause at the time-out."""
+    auto_resume: bool = False
+    """Whether traffic wakes the sandbox, if its pause kept the memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +59,11 @@ class CreateSandbox:
     timeout_s: int
     metadata: Mapping[str, str] = field(default_factory=dict)
     envs: Mapping[str, str] = field(default_factory=dict, repr=False)
-    allow_internet_access: bool | None = None
+    network: NetworkRules = NetworkRules()
     mcp: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
     """Server key -> its options, credentials among them. None: no gateway is asked for."""
     mcp_options: McpOptions = McpOptions()
+    lifecycle: Lifecycle = Lifecycle()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +75,8 @@ class SandboxSecrets:
     mcp_options: McpOptions
     mcp_token: str | None = field(repr=False)
     """The bearer token handed out at creation; None without a gateway."""
+    traffic_token: str | None = field(default=None, repr=False)
+    """What requests for services in the sandbox show where its traffic is not public."""
     caller_mcp_token: str | None = field(default=None, repr=False)
     """One more token, chosen by whoever ran `mcp-gateway --config` in the workspace; valid beside the other."""
 
@@ -67,15 +89,22 @@ class SandboxSecrets:
 class Sandbox:
     id: str
     team_id: str
-    template: str
+    template: ResolvedTemplate
     status: Status
     target: Status
     created_at: datetime
     started_at: datetime
     ends_at: datetime
+    """Means nothing while the sandbox is paused: its clock stands still."""
+    timeout_s: int
+    """The lifetime it was given last; what it gets when traffic wakes it."""
+    lifecycle: Lifecycle
+    pause_mode: PauseMode | None
+    """What was kept, while it is paused or about to be."""
     metadata: Mapping[str, str]
-    egress: bool | None
-    """What the caller said of internet access; None if nothing."""
+    network: NetworkRules
+    has_egress: bool
+    """False: its pod was made without any way out, which no rule can change."""
     has_gateway: bool
     cpus: int
     memory_mib: int
@@ -93,8 +122,13 @@ class PodSecrets:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodRecord:
     id: str
-    sandbox_id: str
     secrets: PodSecrets
+    sandbox_id: str | None
+    """None for one that waits warm."""
+    recipe: str | None = None
+    """What a warm pod was made by; see `planning.recipe_of`."""
+    address: str | None = None
+    """Where it was reached last; None before its start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,18 +136,19 @@ class ServerStatus:
     """How one MCP server of a sandbox is doing."""
 
     name: str
-    state: Literal["starting", "ready", "failed"]
+    state: Literal["starting", "ready", "failed", "paused"]
     message: str | None = None
     stderr: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSandbox:
-    """A running sandbox and where it is reached."""
+    """A sandbox that can be reached, or could be if it were resumed."""
 
     sandbox: Sandbox
     pod: PodRecord
-    address: str
+    address: str | None
+    """None while it is paused."""
 
     @property
     def sandbox_id(self) -> str:
@@ -122,3 +157,22 @@ class LiveSandbox:
     @property
     def access_token(self) -> str:
         return self.sandbox.secrets.access_token
+
+    @property
+    def may_resume(self) -> bool:
+        """Whether traffic may wake it. A filesystem-only pause lasts until somebody connects."""
+        return self.sandbox.lifecycle.auto_resume and self.sandbox.pause_mode is PauseMode.MEMORY
+
+    @property
+    def dial_token(self) -> str:
+        """What the agent's door asks for."""
+        return self.pod.secrets.stdio_token
+
+    @property
+    def traffic_access_token(self) -> str | None:
+        """None: everybody may reach its services."""
+        return None if self.sandbox.network.allow_public_traffic else self.sandbox.secrets.traffic_token
+
+    @property
+    def mask_request_host(self) -> str | None:
+        return self.sandbox.network.mask_request_host

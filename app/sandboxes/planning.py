@@ -5,9 +5,12 @@ Pure: no I/O, no clock, no randomness. Most rules of the product are here.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import orjson
 
 from app.catalog import (
     Catalog,
@@ -21,15 +24,10 @@ from app.catalog import (
     render,
     render_custom,
 )
-from app.engines.interface import ContainerSpec, File, Limits, PodSpec
-from app.errors import InvalidRequest, NotFound
-from app.sandboxes.models import (
-    BASE_TEMPLATE,
-    GATEWAY_TEMPLATE,
-    CreateSandbox,
-    McpOptions,
-    PodRecord,
-)
+from app.engines.interface import ContainerSpec, EgressRules, File, Limits, PodSpec
+from app.errors import InvalidRequest
+from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord
+from app.templates import ResolvedTemplate
 
 AGENT_TOKEN_FILE = "/run/sandgate/agent-control-token"
 GATEWAY_TOKEN_FILE = "/run/sandgate/gateway-control-token"
@@ -79,15 +77,34 @@ class GatewayPlan:
     """`servers` of the gateway's configuration; docs/ARCHITECTURE.md, section 6.4."""
     image_servers: tuple[ContainerSpec, ...]
 
+    @property
+    def needs_workspace(self) -> bool:
+        """Whether a server runs in the workspace."""
+        return any(server["transport"]["type"] == "workspace" for server in self.servers)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxPlan:
-    template: str
     containers: tuple[ContainerSpec, ...]
     egress: bool
+    egress_rules: EgressRules
     gateway: GatewayPlan | None
     deadline_s: float
     """How long the whole start may take."""
+
+    @property
+    def workspace(self) -> ContainerSpec:
+        return next(container for container in self.containers if container.role == "workspace")
+
+    @property
+    def recipe(self) -> str:
+        """What the pod's containers are made from, as a digest: pods of one recipe differ in nothing but their tokens.
+
+        So a pod that was made before anybody asked for it serves every plan of its recipe. What is not in here is told
+        to the pod when it is claimed: environment, metadata, MCP servers that are packages or remote.
+        """
+        made_from = orjson.dumps((self.containers, self.egress), option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(made_from).hexdigest()
 
     def server_of_image(self, image: str) -> str | None:
         """Key of an MCP server that runs from this image."""
@@ -97,23 +114,26 @@ class SandboxPlan:
         return next((s["name"] for s in self.gateway.servers if s["transport"].get("path") in paths), None)
 
 
-def plan_sandbox(request: CreateSandbox, catalog: Catalog, blueprint: Blueprint) -> SandboxPlan:
-    """Raises: NotFound (template), InvalidRequest (an MCP server, named with the field at fault)."""
-    if request.template not in (BASE_TEMPLATE, GATEWAY_TEMPLATE):
-        raise NotFound(
-            f"There is no template {request.template!r}. Known templates: {BASE_TEMPLATE}, {GATEWAY_TEMPLATE}."
-        )
+def plan_sandbox(
+    request: CreateSandbox, template: ResolvedTemplate, catalog: Catalog, blueprint: Blueprint
+) -> SandboxPlan:
+    """Raises: InvalidRequest (an MCP server, named with the field at fault)."""
+    default = blueprint.workspace_limits
     workspace = ContainerSpec(
         role="workspace",
-        image=blueprint.workspace_image,
-        limits=blueprint.workspace_limits,
+        image=template.image or blueprint.workspace_image,
+        limits=Limits(
+            memory_mib=template.memory_mib or default.memory_mib,
+            cpus=template.cpus or default.cpus,
+            pids=default.pids,
+        ),
         new_privileges=True,
         capabilities=_WORKSPACE_CAPABILITIES,
     )
     gateway: GatewayPlan | None = None
     containers: tuple[ContainerSpec, ...] = (workspace,)
     deadline_s = _POD_START_S
-    if request.mcp is not None or request.template == GATEWAY_TEMPLATE:
+    if request.mcp is not None or template.has_gateway:
         gateway = plan_gateway(request.mcp or {}, request.mcp_options, catalog, blueprint)
         sockets = {server.role: f"/run/servers/{server.role}" for server in gateway.image_servers}
         trusted = ContainerSpec(
@@ -126,9 +146,9 @@ def plan_sandbox(request: CreateSandbox, catalog: Catalog, blueprint: Blueprint)
         containers = (trusted, workspace, *gateway.image_servers)
         deadline_s += max((server["startTimeoutS"] for server in gateway.servers), default=0.0)
     return SandboxPlan(
-        template=request.template,
         containers=containers,
-        egress=request.allow_internet_access is not False,
+        egress=request.network.allow_internet_access,
+        egress_rules=request.network.egress,
         gateway=gateway,
         deadline_s=deadline_s,
     )
@@ -198,7 +218,7 @@ def make_pod_spec(plan: SandboxPlan, pod: PodRecord, stdio_bridge: bytes | None)
         pod_id=pod.id,
         containers=tuple(replace(container, files=files[container.role]) for container in plan.containers),
         egress=plan.egress,
-        labels={"sandbox": pod.sandbox_id},
+        egress_rules=plan.egress_rules,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +17,10 @@ from app.sandboxes.models import ServerStatus
 AGENT_PORT = 49983
 GATEWAY_CONTROL_PORT = 50006
 
-_POLL_S = 0.015
+_POLL_S = 0.01
 _CALL_TIMEOUT_S = 5.0
+_ENVELOPE_HEAD = 5
+_END_OF_STREAM = 2
 
 
 class PodUnreachableError(SandgateError):
@@ -27,7 +30,7 @@ class PodUnreachableError(SandgateError):
 def make_http_client() -> httpx.AsyncClient:
     """For plain HTTP to pods only: no TLS context is built, no proxy asked, no number of pods is too large."""
     transport = httpx.AsyncHTTPTransport(
-        verify=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30)
+        verify=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=9)
     )
     return httpx.AsyncClient(transport=transport, timeout=_CALL_TIMEOUT_S, trust_env=False)
 
@@ -37,13 +40,79 @@ class AgentClient:
         self._http = http
 
     async def init(self, address: str, token: str, body: Mapping[str, Any]) -> None:
-        """Wait until the agent listens, then configure it. The caller bounds the wait."""
-        await _until_listening(self._http, f"http://{address}:{AGENT_PORT}/health")
+        """Configure the agent, as soon as it listens. The caller bounds the wait."""
+        content = orjson.dumps(body)
         with _unreachable_mapped("agent"):
-            answer = await self._http.post(
-                f"http://{address}:{AGENT_PORT}/init", headers={"X-Control-Token": token}, content=orjson.dumps(body)
+            answer = await _once_listening(
+                lambda: self._http.post(_agent(address, "/init"), headers={"X-Control-Token": token}, content=content)
             )
             answer.raise_for_status()
+
+    async def until_listening(self, address: str) -> None:
+        """The caller bounds the wait."""
+        with _unreachable_mapped("agent"):
+            await _once_listening(lambda: self._http.get(_agent(address, "/health"), timeout=1.0))
+
+    async def is_healthy(self, address: str) -> bool:
+        """Whether the agent answers within 5 s."""
+        try:
+            return (await self._http.get(_agent(address, "/health"))).is_success
+        except httpx.HTTPError:
+            return False
+
+    async def start_command(
+        self, address: str, token: str, command: str, *, user: str | None, cwd: str | None
+    ) -> int | None:
+        """Begin a command in a login shell of the workspace; gives its pid, and leaves it running.
+
+        `token` is the sandbox's access token; `user` and `cwd` None stand for the agent's defaults.
+        """
+        async for event in self._events(address, token, command, user=user, cwd=cwd):
+            if "start" in event:
+                return int(event["start"]["pid"])
+        return None
+
+    async def run_command(self, address: str, token: str, command: str, *, user: str | None, cwd: str | None) -> int:
+        """Run a command as `start_command` does and wait for its end; gives its exit code, -1 for a signal."""
+        async for event in self._events(address, token, command, user=user, cwd=cwd):
+            if "end" in event:
+                return int(event["end"].get("exitCode", 0))
+        raise PodUnreachableError("The agent of the pod ended a command's stream without its end.")
+
+    async def _events(
+        self, address: str, token: str, command: str, *, user: str | None, cwd: str | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Events of a `process.Process/Start`, in Connect's JSON envelopes (connectrpc.com/docs/protocol)."""
+        process: dict[str, Any] = {"cmd": "/bin/bash", "args": ["-l", "-c", command]}
+        if cwd is not None:
+            process["cwd"] = cwd
+        message = orjson.dumps({"process": process, "stdin": False})
+        headers = {"Content-Type": "application/connect+json", "X-Access-Token": token}
+        if user is not None:
+            headers["Authorization"] = "Basic " + base64.b64encode(f"{user}:".encode()).decode()
+        with _unreachable_mapped("agent"):
+            async with self._http.stream(
+                "POST",
+                _agent(address, "/process.Process/Start"),
+                headers=headers,
+                content=b"\0" + len(message).to_bytes(4) + message,
+                timeout=httpx.Timeout(_CALL_TIMEOUT_S, read=None),
+            ) as answer:
+                answer.raise_for_status()
+                buffer = bytearray()
+                async for chunk in answer.aiter_bytes():
+                    buffer += chunk
+                    while len(buffer) >= _ENVELOPE_HEAD:
+                        end = _ENVELOPE_HEAD + int.from_bytes(buffer[1:_ENVELOPE_HEAD])
+                        if len(buffer) < end:
+                            break
+                        flags, payload = buffer[0], orjson.loads(bytes(buffer[_ENVELOPE_HEAD:end]))
+                        del buffer[:end]
+                        if flags & _END_OF_STREAM:
+                            if "error" in payload:
+                                raise PodUnreachableError(f"The agent refused a command: {payload['error']['message']}")
+                            return
+                        yield payload["event"]
 
 
 class GatewayClient:
@@ -51,9 +120,15 @@ class GatewayClient:
         self._http = http
 
     async def configure(self, address: str, token: str, config: Mapping[str, Any]) -> list[ServerStatus]:
-        """Wait until the gateway listens, then hand it its configuration. The caller bounds the wait."""
-        await _until_listening(self._http, f"http://{address}:{GATEWAY_CONTROL_PORT}/status")
-        return _servers(await self._call("PUT", address, "/config", token, content=orjson.dumps(config)))
+        """Hand the gateway its configuration, as soon as it listens. The caller bounds the wait."""
+        content = orjson.dumps(config)
+        return _servers(await self._call("PUT", address, "/config", token, content=content, until_listening=True))
+
+    async def until_listening(self, address: str) -> None:
+        """The caller bounds the wait."""
+        with _unreachable_mapped("gateway"):
+            # Any answer will do, 401 included: it shows that somebody listens.
+            await _once_listening(lambda: self._http.get(_gateway(address, "/status"), timeout=1.0))
 
     async def status(self, address: str, token: str, *, wait_s: float = 0) -> list[ServerStatus]:
         """State of each server, once none is starting or the wait (at most 120 s) is over."""
@@ -79,17 +154,26 @@ class GatewayClient:
         *,
         content: bytes | None = None,
         timeout: float = _CALL_TIMEOUT_S,
+        until_listening: bool = False,
     ) -> dict[str, Any]:
-        with _unreachable_mapped("gateway"):
-            answer = await self._http.request(
-                method,
-                f"http://{address}:{GATEWAY_CONTROL_PORT}{path}",
-                headers={"Authorization": f"Bearer {token}"},
-                content=content,
-                timeout=timeout,
+        def ask() -> Awaitable[httpx.Response]:
+            headers = {"Authorization": f"Bearer {token}"}
+            return self._http.request(
+                method, _gateway(address, path), headers=headers, content=content, timeout=timeout
             )
+
+        with _unreachable_mapped("gateway"):
+            answer = await (_once_listening(ask) if until_listening else ask())
             answer.raise_for_status()
             return dict(orjson.loads(answer.content)) if answer.content else {}
+
+
+def _agent(address: str, path: str) -> str:
+    return f"http://{address}:{AGENT_PORT}{path}"
+
+
+def _gateway(address: str, path: str) -> str:
+    return f"http://{address}:{GATEWAY_CONTROL_PORT}{path}"
 
 
 @contextmanager
@@ -102,15 +186,13 @@ def _unreachable_mapped(part: str) -> Iterator[None]:
         raise PodUnreachableError(f"The {part} of the pod does not answer ({type(error).__name__}).") from error
 
 
-async def _until_listening(http: httpx.AsyncClient, url: str) -> None:
-    # Any answer will do, 401 included: it shows that somebody listens.
+async def _once_listening(ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+    """Ask until somebody listens there. For calls that may be repeated."""
     while True:
         try:
-            await http.get(url, timeout=1.0)
+            return await ask()
         except httpx.TransportError:
             await asyncio.sleep(_POLL_S)
-        else:
-            return
 
 
 def _servers(answer: Mapping[str, Any]) -> list[ServerStatus]:

@@ -1,14 +1,15 @@
-"""Moves sandboxes to where they should be. The only place that starts and stops pods.
+"""Moves sandboxes to where they should be. The only place that starts, pauses and stops them.
 
 What has to be done follows from the rows alone, so a control plane that was killed anywhere goes on after its next
-start: rows that were starting are told to stop, rows that were running are adopted if their pod still runs, and pods
-that no row wants are removed. A pod's row is written before the engine hears of it, so no pod can be without one.
+start: rows that were starting are told to stop, rows that were running or paused are adopted if their pod still is,
+what was being paused is paused, and pods that no row wants are removed. A pod's row is written before the engine hears
+of it, so no pod can be without one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -18,44 +19,26 @@ import structlog
 import tenacity
 
 from app.catalog import Catalog
-from app.engines.interface import ContainerStatus, Engine, Pod
-from app.errors import (
-    Conflict,
-    EngineAway,
-    EngineError,
-    EngineOutOfSpace,
-    EngineUnavailable,
-    ImageMissing,
-    InvalidRequest,
-    OutOfSpace,
-    Problem,
-    SandboxFailed,
-    SandgateError,
-    ServerStartFailed,
-)
+from app.engines.interface import EgressRules, Engine, Pod
+from app.errors import Conflict, EngineError, PodGone, Problem, SandgateError
 from app.sandboxes.directory import Directory
-from app.sandboxes.models import LiveSandbox, PodRecord, Sandbox, ServerStatus
-from app.sandboxes.planning import (
-    STDIO_BRIDGE,
-    Blueprint,
-    SandboxPlan,
-    check_known,
-    make_gateway_config,
-    make_pod_spec,
-    plan_gateway,
-)
-from app.sandboxes.pod_clients import AgentClient, GatewayClient, PodUnreachableError
+from app.sandboxes.failures import death, engine_problem, sandbox_not_found, start_problem
+from app.sandboxes.gateway_requests import GatewayRequests
+from app.sandboxes.models import LiveSandbox, PauseMode, PodRecord, Sandbox, ServerStatus, Status
+from app.sandboxes.moves import Moves
+from app.sandboxes.network_rules import NetworkRules
+from app.sandboxes.planning import Blueprint, GatewayPlan, SandboxPlan, plan_gateway
+from app.sandboxes.pod_clients import AgentClient, GatewayClient
+from app.sandboxes.pod_starter import PodStarter
 from app.sandboxes.store import Store
+from app.sandboxes.warm_pool import WarmPool
 
 _SWEEP_INTERVAL_S = 15.0
 _PREPARE_INTERVAL_S = 300.0
 _LONGEST_SLEEP_S = 30.0
-_PREPARE_WAIT_S = 20.0
+_PAUSE_RETRY_S = 5.0
 _ADOPT_WAIT_S = 5.0
-_REQUESTS_POLL_S = 50.0
-_REQUEST_DEADLINE_S = 55.0
-_WATCH_RETRY_S = 5.0
-_LOG_TAIL = 20
+_WORKSPACE = "workspace"
 
 _log = structlog.get_logger()
 
@@ -78,14 +61,14 @@ class Reconciler:
         catalog: Catalog,
         blueprint: Blueprint,
         now: Callable[[], datetime],
+        warm: Iterable[tuple[SandboxPlan, int]] = (),
         listen_deadline_s: float = 20.0,
     ) -> None:
-        """`listen_deadline_s` is how long agent and gateway of a started pod may take to listen."""
-        self._listen_deadline_s = listen_deadline_s
+        """`warm` is what WarmPool takes; `listen_deadline_s` is how long agent and gateway of a started pod may take
+        to listen."""
         self._store = store
         self._engine = engine
         self._agents = agents
-        self._gateways = gateways
         self._directory = directory
         self._catalog = catalog
         self._blueprint = blueprint
@@ -93,140 +76,259 @@ class Reconciler:
         self._tasks: asyncio.TaskGroup
         self._swept = asyncio.Event()
         """The first sweep is over, well or not."""
-        self._prepared = asyncio.Event()
         self._expiry_moved = asyncio.Event()
-        self._starting: dict[str, asyncio.Task[None]] = {}
         self._stopping: set[str] = set()
-        self._watches: dict[str, asyncio.Task[None]] = {}
-        self._stdio_bridge: bytes | None = None
-        directory.on_removal(self._end_watch)
+        self._pausing: set[str] = set()
+        """Sandboxes whose time is over and which are to be paused, not ended."""
+        self._moves = Moves(self._spawn)
+        self._starting = 0
+        self._starter = PodStarter(
+            store=store,
+            engine=engine,
+            agents=agents,
+            gateways=gateways,
+            blueprint=blueprint,
+            now=now,
+            listen_deadline_s=listen_deadline_s,
+        )
+        self._requests = GatewayRequests(
+            store=store,
+            gateways=gateways,
+            directory=directory,
+            catalog=catalog,
+            blueprint=blueprint,
+            spawn=self._spawn,
+        )
+        self._warm_pool = WarmPool(
+            warm,
+            store=store,
+            engine=engine,
+            starter=self._starter,
+            now=now,
+            is_busy=lambda: self._starting > 0,
+        )
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Work until cancelled; pods are left running at the end.
+        """Work until cancelled; pods are left as they are at the end.
 
         `ready` is set once `bring_up` may be called and what runs is adopted, so that nobody takes a running sandbox
         for one that is gone; with an engine that does not answer, without that.
         """
-        # Before the first create of this process: what is starting now was started by one that is gone.
-        await self._store.abandon_starting()
+        # Before the first verb of this process: what is moving now was moved by one that is gone.
+        await self._store.abandon_moves()
         async with asyncio.TaskGroup() as self._tasks:
             self._spawn(self._adopt_and_sweep(), "sweep")
             self._spawn(self._expire(), "expire")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_ADOPT_WAIT_S):
                     await self._swept.wait()
+            self._spawn(self._warm_pool.keep_filled(), "keep pods warm")
             ready.set()
 
     # -- starting ---------------------------------------------------------------------------------------------------
 
-    async def bring_up(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan, *, lifetime: timedelta) -> BroughtUp:
+    async def bring_up(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan) -> BroughtUp:
         """Start a recorded sandbox; returns once it can be used. After a failure nothing of it stays.
 
         Raises: EngineAway, OutOfSpace, InvalidRequest (image of a server), ServerStartFailed, SandboxFailed, Conflict
         (told to stop meanwhile).
         """
-        outcome: asyncio.Future[BroughtUp] = asyncio.get_running_loop().create_future()
-        # The caller may be gone by the time the start fails; then the failure is recorded and nobody asks for it.
-        outcome.add_done_callback(lambda done: done.cancelled() or done.exception())
-        task = self._spawn(self._start(sandbox, pod, plan, lifetime, outcome), f"start {sandbox.id}")
-        self._starting[sandbox.id] = task
-        task.add_done_callback(lambda _: self._starting.pop(sandbox.id, None))
-        return await asyncio.shield(outcome)
+        self._warm_pool.asked(plan.recipe, pod)
+        return await self._moves.run(sandbox.id, lambda: self._start(sandbox, pod, plan), name="start")
 
-    async def _start(
-        self,
-        sandbox: Sandbox,
-        pod: PodRecord,
-        plan: SandboxPlan,
-        lifetime: timedelta,
-        outcome: asyncio.Future[BroughtUp],
-    ) -> None:
+    async def until_settled(self, sandbox_id: str) -> None:
+        """Returns once nothing moves the sandbox."""
+        await self._moves.until_still(sandbox_id)
+
+    async def _start(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan) -> BroughtUp:
         began = asyncio.get_running_loop().time()
+        is_cold = pod.address is None
+        self._starting += is_cold
         try:
-            brought_up = await self._start_pod(sandbox, pod, plan, lifetime)
-        except asyncio.CancelledError:
-            # Told to stop, or the control plane ends: in both cases the row says what is to be done next.
-            outcome.set_exception(Conflict(f"Sandbox {sandbox.id} was stopped while it was starting."))
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, the caller gets an answer and the pod goes
-            problem = _problem(error, sandbox, plan)
-            outcome.set_exception(problem)
+            async with asyncio.timeout(plan.deadline_s):
+                pod, servers = await self._starter.start_sandbox(sandbox, pod, plan)
+            live = await self._publish(sandbox, pod, timeout_s=sandbox.timeout_s)
+        except Exception as error:
+            problem = start_problem(error, sandbox.id, plan)
             log = _log.warning if isinstance(error, SandgateError | TimeoutError) else _log.exception
             log("sandbox_failed", sandbox_id=sandbox.id, problem=type(problem).__name__, reason=problem.message)
             await self._store.ask_to_stop(sandbox.id, failure=problem.message)
             self.stop_soon(sandbox.id)
-        else:
-            took_s = round(asyncio.get_running_loop().time() - began, 3)
-            _log.info("sandbox_started", sandbox_id=sandbox.id, template=sandbox.template, took_s=took_s)
-            outcome.set_result(brought_up)
-
-    async def _start_pod(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan, lifetime: timedelta) -> BroughtUp:
-        async with asyncio.timeout(plan.deadline_s):
-            await self._until_prepared()
-            observed = await self._engine.start(make_pod_spec(plan, pod, await self._bridge_for(plan)))
-            if observed.address is None:
-                raise EngineError(f"Pod {pod.id} was started and has no address.")
-            await self._configure(sandbox, pod, plan, observed.address)
-            servers: tuple[ServerStatus, ...] = ()
-            if plan.gateway is not None:
-                servers = await self._await_servers(sandbox, pod, observed.address)
-        now = self._now()
-        if not await self._store.mark_running(sandbox.id, started_at=now, ends_at=now + lifetime):
-            raise Conflict(f"Sandbox {sandbox.id} was stopped while it was starting.")
-        live = LiveSandbox(
-            sandbox=replace(sandbox, started_at=now, ends_at=now + lifetime), pod=pod, address=observed.address
+            raise problem from error
+        finally:
+            self._starting -= is_cold
+        took_s = round(asyncio.get_running_loop().time() - began, 4)
+        _log.info(
+            "sandbox_started", sandbox_id=sandbox.id, template=sandbox.template.name, warm=not is_cold, took_s=took_s
         )
-        self._take_up(live)
         return BroughtUp(live, servers)
 
-    async def _configure(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan, address: str) -> None:
-        """The agent before the gateway, which calls at its stdio door.
+    async def _publish(self, sandbox: Sandbox, pod: PodRecord, *, timeout_s: int) -> LiveSandbox:
+        """The sandbox runs, for `timeout_s` from now. Raises: Conflict if it was told to stop meanwhile."""
+        now = self._now()
+        ends_at = now + timedelta(seconds=timeout_s)
+        assert pod.address is not None
+        if not await self._store.mark_running(
+            sandbox.id, started_at=now, ends_at=ends_at, pod_id=pod.id, address=pod.address
+        ):
+            raise Conflict(f"Sandbox {sandbox.id} was stopped meanwhile.")
+        running = replace(
+            sandbox,
+            status=Status.RUNNING,
+            target=Status.RUNNING,
+            started_at=now,
+            ends_at=ends_at,
+            timeout_s=timeout_s,
+            pause_mode=None,
+        )
+        live = LiveSandbox(sandbox=running, pod=pod, address=pod.address)
+        self._take_up(live)
+        return live
 
-        Raises: SandboxFailed with the last log lines of what did not come up.
+    async def _adopt(self, sandbox: Sandbox, pod: PodRecord, seen: Pod | None) -> None:
+        """Take up a sandbox that an earlier control plane, or this one, left as its row says."""
+        await self._enforce(sandbox, pod)
+        address = seen.address if seen is not None and sandbox.status is Status.RUNNING else None
+        self._take_up(LiveSandbox(sandbox=sandbox, pod=pod, address=address))
+
+    async def _enforce(self, sandbox: Sandbox, pod: PodRecord) -> None:
+        """Put the rules of a pod in force that was not started with them just now."""
+        if sandbox.has_egress and sandbox.network.egress != EgressRules():
+            await self._engine.set_network(pod.id, sandbox.network.egress)
+
+    def _take_up(self, live: LiveSandbox) -> None:
+        self._directory.put(live)
+        if live.address is not None:
+            self._requests.watch(live)
+            self.expiry_moved()
+
+    # -- pausing and resuming ---------------------------------------------------------------------------------------
+
+    async def pause(self, sandbox_id: str, mode: PauseMode) -> None:
+        """Raises: Conflict if the sandbox does not run, EngineAway, SandboxFailed."""
+        await self._moves.run(sandbox_id, lambda: self._pause(sandbox_id, mode), name="pause")
+
+    async def _pause(self, sandbox_id: str, mode: PauseMode) -> None:
+        if not await self._store.ask_to_pause(sandbox_id, mode):
+            raise Conflict(f"Sandbox {sandbox_id} is not running, so it cannot be paused.")
+        live = self._directory.find(sandbox_id)
+        try:
+            await self._finish_pause(sandbox_id, mode)
+        except Exception as error:
+            # A sandbox that could not be paused goes on; where even that fails, the sweep pauses it later.
+            if live is not None:
+                with suppress(EngineError):
+                    await self._engine.resume(live.pod.id)
+                    if await self._store.take_back_pause(sandbox_id):
+                        self._take_up(live)
+            raise engine_problem(error, f"Sandbox {sandbox_id} could not be paused") from error
+        _log.info("sandbox_paused", sandbox_id=sandbox_id, mode=mode)
+
+    async def _finish_pause(self, sandbox_id: str, mode: PauseMode) -> None:
+        """Bring a sandbox whose target is paused there."""
+        pod = await self._store.pod_of(sandbox_id)
+        sandbox = await self._store.find(sandbox_id)
+        if pod is None or sandbox is None:
+            raise sandbox_not_found(sandbox_id)
+        paused = replace(sandbox, status=Status.PAUSED, target=Status.PAUSED, pause_mode=mode)
+        self._directory.put(LiveSandbox(sandbox=paused, pod=pod, address=None))
+        if mode is PauseMode.MEMORY:
+            await self._engine.pause(pod.id)
+        else:
+            await self._engine.halt(pod.id)
+        await self._store.mark_paused(sandbox_id, mode)
+
+    async def resume(self, sandbox_id: str, *, timeout_s: int, reboot: bool = False) -> BroughtUp:
+        """Let a paused sandbox run again, for `timeout_s` from now; one that runs already is left as it is.
+
+        With `reboot` it keeps its files only. Raises: NotFound, EngineAway, ServerStartFailed, SandboxFailed.
         """
+        return await self._moves.run(sandbox_id, lambda: self._resume(sandbox_id, timeout_s, reboot), name="resume")
+
+    async def _resume(self, sandbox_id: str, timeout_s: int, reboot: bool) -> BroughtUp:
+        live = self._directory.find(sandbox_id)
+        if live is None:
+            raise sandbox_not_found(sandbox_id)
+        if live.address is not None:
+            return BroughtUp(live, ())
+        sandbox, pod, mode = live.sandbox, live.pod, live.sandbox.pause_mode
+        if not await self._store.ask_to_run(sandbox_id, timeout_s=timeout_s):
+            raise sandbox_not_found(sandbox_id)
         try:
-            async with asyncio.timeout(self._listen_deadline_s):
-                await self._agents.init(address, pod.secrets.agent_token, _agent_init(sandbox, pod))
-                if plan.gateway is not None:
-                    tokens = sandbox.secrets.mcp_tokens
-                    config = make_gateway_config(plan.gateway, sandbox.secrets.mcp_options, pod, tokens)
-                    await self._gateways.configure(address, pod.secrets.gateway_token, config)
-        except (TimeoutError, PodUnreachableError) as error:
-            reason = str(error) or f"no answer in {self._listen_deadline_s:g} s"
-            logs = [
-                f"{role}: {await self._engine.logs(pod.id, role, tail=_LOG_TAIL) or 'no output'}"
-                for role in (container.role for container in plan.containers)
-            ]
-            raise SandboxFailed(
-                f"Sandbox {sandbox.id} did not come up ({reason}). Last output of " + "; ".join(logs)
-            ) from error
+            if reboot and mode is PauseMode.MEMORY:
+                await self._engine.halt(pod.id)
+                mode = PauseMode.FILESYSTEM
+                await self._store.mark_halted(sandbox_id)
+            resumed = await self._engine.resume(pod.id)
+            if resumed.address is None:
+                raise EngineError(f"Pod {pod.id} was resumed and has no address.")
+            pod = replace(pod, address=resumed.address)
+            servers: tuple[ServerStatus, ...] = ()
+            if mode is PauseMode.FILESYSTEM:
+                await self._enforce(sandbox, pod)  # its address may be another one
+                servers = await self._starter.configure(sandbox, pod, self._gateway_of(sandbox))
+            running = await self._publish(sandbox, pod, timeout_s=timeout_s)
+        except PodGone as error:
+            failure = f"Sandbox {sandbox_id} lost its containers while it was paused."
+            await self._store.ask_to_stop(sandbox_id, failure=failure)
+            self.stop_soon(sandbox_id)
+            raise sandbox_not_found(sandbox_id) from error
+        except Exception as error:
+            # Nothing is lost: it goes back to where it was, by itself or by the sweep, and can be resumed again.
+            if await self._store.take_back_resume(sandbox_id):
+                with suppress(EngineError):
+                    await self._finish_pause(sandbox_id, mode or PauseMode.MEMORY)
+            raise engine_problem(error, f"Sandbox {sandbox_id} could not be resumed") from error
+        _log.info("sandbox_resumed", sandbox_id=sandbox_id, mode=mode)
+        return BroughtUp(running, servers)
 
-    async def _await_servers(self, sandbox: Sandbox, pod: PodRecord, address: str) -> tuple[ServerStatus, ...]:
-        """States of the MCP servers, once none is starting if the caller wants to wait. Raises: ServerStartFailed."""
-        options = sandbox.secrets.mcp_options
-        # The gateway itself gives up on a server after its own start time-out, so this ends well before 120 s.
-        wait_s = 120.0 if options.wait else 0.0
-        servers = await self._gateways.status(address, pod.secrets.gateway_token, wait_s=wait_s)
-        if options.wait and options.on_failure == "fail":
-            _raise_unless_ready(servers)
-        return tuple(servers)
+    async def answers(self, sandbox_id: str) -> bool:
+        """Whether the sandbox's agent answers within 5 s."""
+        live = self._directory.find(sandbox_id)
+        if live is None or live.address is None:
+            return False
+        return await self._agents.is_healthy(live.address)
 
-    async def _bridge_for(self, plan: SandboxPlan) -> bytes | None:
-        if plan.gateway is None or not plan.gateway.image_servers:
+    def _gateway_of(self, sandbox: Sandbox) -> GatewayPlan | None:
+        if not sandbox.has_gateway:
             return None
-        if self._stdio_bridge is None:
-            self._stdio_bridge = await self._engine.read_file(self._blueprint.gateway_image, STDIO_BRIDGE)
-        return self._stdio_bridge
+        return plan_gateway(sandbox.secrets.mcp, sandbox.secrets.mcp_options, self._catalog, self._blueprint)
 
-    async def _until_prepared(self) -> None:
-        if self._prepared.is_set():
-            return
-        await self._engine.check()
-        try:
-            async with asyncio.timeout(_PREPARE_WAIT_S):
-                await self._prepared.wait()
-        except TimeoutError:
-            raise EngineUnavailable("its networks could not be prepared yet, for the reason in the log.") from None
+    async def snapshot(self, sandbox_id: str, image: str) -> None:
+        """Keep the files of a sandbox's workspace as an image.
+
+        Raises: NotFound, EngineAway, OutOfSpace, SandboxFailed.
+        """
+
+        async def save() -> None:
+            live = self._directory.find(sandbox_id)
+            if live is None:
+                raise sandbox_not_found(sandbox_id)
+            try:
+                await self._engine.snapshot(live.pod.id, _WORKSPACE, image)
+            except Exception as error:
+                raise engine_problem(error, f"Sandbox {sandbox_id} could not be saved") from error
+
+        await self._moves.run(sandbox_id, save, name="snapshot")
+
+    async def set_network(self, sandbox_id: str, rules: NetworkRules) -> None:
+        """Replace a sandbox's rules and put them in force. Raises: NotFound, EngineAway, SandboxFailed."""
+
+        async def put_in_force() -> None:
+            live = self._directory.find(sandbox_id)
+            if live is None:
+                raise sandbox_not_found(sandbox_id)
+            # The row first: what it says is put in force again by whoever starts next.
+            await self._store.set_network(sandbox_id, rules)
+            self._directory.put(replace(live, sandbox=replace(live.sandbox, network=rules)))
+            try:
+                await self._engine.set_network(live.pod.id, rules.egress)
+            except Exception as error:
+                raise engine_problem(
+                    error, f"The network rules of sandbox {sandbox_id} are not in force yet"
+                ) from error
+
+        await self._moves.run(sandbox_id, put_in_force, name="set network of")
 
     # -- stopping ---------------------------------------------------------------------------------------------------
 
@@ -238,9 +340,8 @@ class Reconciler:
             self._spawn(self._tear_down(sandbox_id), f"stop {sandbox_id}")
 
     async def _tear_down(self, sandbox_id: str) -> None:
-        if (start := self._starting.get(sandbox_id)) is not None:
-            start.cancel()
-            await asyncio.wait([start])
+        await self._moves.end(sandbox_id)
+        self._directory.remove(sandbox_id)  # once more, for what a move put there before it ended
         retrying = tenacity.AsyncRetrying(
             wait=tenacity.wait_exponential(multiplier=0.5, max=30),
             retry=tenacity.retry_if_exception_type(Exception),
@@ -253,8 +354,11 @@ class Reconciler:
                 pod = await self._store.pod_of(sandbox_id)
                 if pod is not None:
                     await self._engine.stop(pod.id)
+                if (image := await self._store.last_use_of_image(sandbox_id)) is not None:
+                    await self._engine.remove_image(image)
                 await self._store.mark_stopped(sandbox_id, self._now())
         self._stopping.discard(sandbox_id)
+        self._moves.forget(sandbox_id)
         _log.info("sandbox_stopped", sandbox_id=sandbox_id)
 
     # -- expiring ---------------------------------------------------------------------------------------------------
@@ -272,17 +376,37 @@ class Reconciler:
                 await asyncio.sleep(1.0)
 
     async def _expire_due(self) -> None:
-        """End what is due, then sleep until the next one is."""
+        """Pause or end what is due, then sleep until the next one is."""
         self._expiry_moved.clear()
         for sandbox_id in await self._store.expired(self._now()):
-            _log.info("sandbox_expired", sandbox_id=sandbox_id)
-            await self._store.ask_to_stop(sandbox_id)
-            self.stop_soon(sandbox_id)
+            live = self._directory.find(sandbox_id)
+            if live is None or live.sandbox.lifecycle.on_timeout == "kill":
+                _log.info("sandbox_expired", sandbox_id=sandbox_id)
+                await self._store.ask_to_stop(sandbox_id)
+                self.stop_soon(sandbox_id)
+            elif sandbox_id not in self._pausing:
+                self._pausing.add(sandbox_id)
+                mode = live.sandbox.lifecycle.pause_mode
+                self._spawn(self._pause_expired(sandbox_id, mode), f"pause {sandbox_id}")
         next_expiry = await self._store.next_expiry()
         sleep_s = _LONGEST_SLEEP_S if next_expiry is None else (next_expiry - self._now()).total_seconds()
+        if self._pausing:
+            sleep_s = max(sleep_s, _PAUSE_RETRY_S)  # they are due already; the end of a pause wakes this up
         with suppress(TimeoutError):
             async with asyncio.timeout(min(max(sleep_s, 0.0), _LONGEST_SLEEP_S)):
                 await self._expiry_moved.wait()
+
+    async def _pause_expired(self, sandbox_id: str, mode: PauseMode) -> None:
+        try:
+            await self.pause(sandbox_id, mode)
+        except Conflict:
+            pass  # it was stopped or paused meanwhile
+        except Problem as problem:
+            _log.warning("automatic_pause_failed", sandbox_id=sandbox_id, reason=problem.message)
+            await asyncio.sleep(_PAUSE_RETRY_S)
+        finally:
+            self._pausing.discard(sandbox_id)
+            self.expiry_moved()
 
     # -- adopting and sweeping --------------------------------------------------------------------------------------
 
@@ -298,96 +422,66 @@ class Reconciler:
                 if loop.time() >= prepare_at:
                     # Again and again, because whoever flushes the host's packet filter takes the guard's rules along.
                     await self._engine.prepare()
-                    self._prepared.set()
+                    self._starter.engine_prepared()
                     prepare_at = loop.time() + _PREPARE_INTERVAL_S
             except EngineError as error:
                 _log.warning("engine_unavailable", reason=str(error))
             except Exception:  # noqa: BLE001 - a full disk or a database that is away for a while must not end the sweep
                 _log.exception("sweep_failed")
-            await asyncio.sleep(_SWEEP_INTERVAL_S if self._prepared.is_set() else 1.0)
+            await asyncio.sleep(_SWEEP_INTERVAL_S if self._starter.is_prepared else 1.0)
 
     async def _sweep(self) -> None:
-        """Hold rows against pods: adopt, fail what died, remove what nobody wants."""
-        running = await self._store.running()
+        """Hold rows against pods: adopt, fail what died, finish what was begun, remove what nobody wants."""
+        alive = await self._store.alive()
         observed = await self._engine.observe()
         recorded = await self._store.pods()
-        pod_of = {pod.sandbox_id: pod for pod in recorded.values()}
-        for sandbox in running:
+        pod_of = {pod.sandbox_id: pod for pod in recorded.values() if pod.sandbox_id is not None}
+        for sandbox in alive:
+            if self._moves.is_moving(sandbox.id):
+                continue
             pod = pod_of.get(sandbox.id)
             seen = observed.get(pod.id) if pod is not None else None
-            if pod is None or seen is None or not seen.is_running:
-                failure = _death(sandbox.id, seen)
-                _log.warning("sandbox_died", sandbox_id=sandbox.id, reason=failure)
-                if await self._store.ask_to_stop(sandbox.id, failure=failure):
-                    self.stop_soon(sandbox.id)
-            elif self._directory.find(sandbox.id) is None and seen.address is not None:
+            if pod is None or not _is_as_recorded(sandbox, seen):
+                self._spawn(self._repair_soon(sandbox.id), f"repair {sandbox.id}")
+            elif self._directory.find(sandbox.id) is None:
                 _log.info("sandbox_adopted", sandbox_id=sandbox.id)
-                self._take_up(LiveSandbox(sandbox=sandbox, pod=pod, address=seen.address))
+                await self._adopt(sandbox, pod, seen)
         for pod_id in observed.keys() - recorded.keys():
             _log.warning("pod_without_row_removed", pod_id=pod_id)
             await self._engine.stop(pod_id)
+        await self._warm_pool.sweep(recorded, observed)
         for sandbox_id in await self._store.to_stop():
             self.stop_soon(sandbox_id)
 
-    # -- what the workspace asks its gateway for --------------------------------------------------------------------
+    async def _repair_soon(self, sandbox_id: str) -> None:
+        with suppress(Conflict):  # it is being stopped, which settles it too
+            await self._moves.run(sandbox_id, lambda: self._repair(sandbox_id), name="repair")
 
-    def _take_up(self, live: LiveSandbox) -> None:
-        self._directory.put(live)
-        self.expiry_moved()
-        if live.sandbox.has_gateway:
-            self._watches[live.sandbox_id] = self._spawn(
-                self._serve_requests(live.sandbox_id), f"watch {live.sandbox_id}"
-            )
+    async def _repair(self, sandbox_id: str) -> None:
+        """Bring a sandbox whose pod is not as its row says to where it should be, or give it up.
 
-    def _end_watch(self, sandbox_id: str) -> None:
-        if (watch := self._watches.pop(sandbox_id, None)) is not None:
-            watch.cancel()
-
-    async def _serve_requests(self, sandbox_id: str) -> None:
-        """Answer `mcp-gateway` calls made in the workspace, as long as the sandbox is live."""
-        while (live := self._directory.find(sandbox_id)) is not None:
-            token = live.pod.secrets.gateway_token
-            try:
-                for request in await self._gateways.requests(live.address, token, wait_s=_REQUESTS_POLL_S):
-                    failure = await self._serve_request(live, request)
-                    await self._gateways.settle(live.address, token, request["id"], failure=failure)
-            except PodUnreachableError as error:
-                _log.warning("gateway_unreachable", sandbox_id=sandbox_id, reason=str(error))
-                await asyncio.sleep(_WATCH_RETRY_S)
-
-    async def _serve_request(self, live: LiveSandbox, request: Mapping[str, Any]) -> str | None:
-        """What went wrong, or None."""
-        try:
-            async with asyncio.timeout(_REQUEST_DEADLINE_S):
-                if "pull" in request:
-                    check_known(request["pull"], self._catalog)
-                else:
-                    await self._reconfigure(live, request["mcp"], request["token"])
-        except Problem as problem:
-            return problem.message
-        except TimeoutError:
-            return f"The servers were not up within {_REQUEST_DEADLINE_S:g} s."
-        return None
-
-    async def _reconfigure(self, live: LiveSandbox, mcp: Mapping[str, Mapping[str, Any]], token: str) -> None:
-        """Replace the servers of a running sandbox. Raises: InvalidRequest, ServerStartFailed."""
-        old = live.sandbox.secrets
-        options = replace(old.mcp_options, placement={k: v for k, v in old.mcp_options.placement.items() if k in mcp})
-        plan = plan_gateway(mcp, options, self._catalog, self._blueprint)
-        was = plan_gateway(old.mcp, old.mcp_options, self._catalog, self._blueprint)
-        if plan.image_servers != was.image_servers:
-            raise InvalidRequest(
-                "MCP servers that run from an image have containers of their own, which are made with the sandbox:"
-                " name them when the sandbox is created."
-            )
-        secrets = replace(old, mcp=mcp, mcp_options=options, caller_mcp_token=token)
-        await self._store.set_secrets(live.sandbox_id, secrets)
-        self._directory.put(replace(live, sandbox=replace(live.sandbox, secrets=secrets)))
-        config = make_gateway_config(plan, options, live.pod, secrets.mcp_tokens)
-        await self._gateways.configure(live.address, live.pod.secrets.gateway_token, config)
-        servers = await self._gateways.status(live.address, live.pod.secrets.gateway_token, wait_s=_REQUEST_DEADLINE_S)
-        if options.on_failure == "fail":
-            _raise_unless_ready(servers)
+        Looks again first: what the sweep saw may have been the middle of a move.
+        """
+        sandbox = await self._store.find(sandbox_id)
+        pod = await self._store.pod_of(sandbox_id)
+        if sandbox is None:
+            return
+        seen = (await self._engine.observe()).get(pod.id) if pod is not None else None
+        if pod is not None and _is_as_recorded(sandbox, seen):
+            await self._adopt(sandbox, pod, seen)
+            return
+        is_whole = seen is not None and all(container.state != "absent" for container in seen.containers)
+        if sandbox.target is Status.PAUSED and is_whole and seen is not None:
+            # Also where the machine was started anew: frozen processes are gone then, and the files are still there.
+            has_memory = all(container.state in ("running", "paused") for container in seen.containers)
+            mode = (sandbox.pause_mode or PauseMode.MEMORY) if has_memory else PauseMode.FILESYSTEM
+            _log.info("pause_finished", sandbox_id=sandbox_id, mode=mode)
+            await self._finish_pause(sandbox_id, mode)
+            return
+        failure = death(sandbox_id, seen)
+        _log.warning("sandbox_died", sandbox_id=sandbox_id, reason=failure)
+        if await self._store.ask_to_stop(sandbox_id, failure=failure):
+            self.stop_soon(sandbox_id)
 
     # -- tasks ------------------------------------------------------------------------------------------------------
 
@@ -403,72 +497,15 @@ async def _guarded(work: Coroutine[Any, Any, None], name: str) -> None:
         _log.exception("task_failed", task=name)
 
 
-def _agent_init(sandbox: Sandbox, pod: PodRecord) -> dict[str, Any]:
-    """The body of the agent's `/init`; docs/ARCHITECTURE.md, section 6.1."""
-    body: dict[str, Any] = {
-        "sandboxId": sandbox.id,
-        "templateId": sandbox.template,
-        "teamId": sandbox.team_id,
-        "accessToken": sandbox.secrets.access_token,
-        "envs": dict(sandbox.secrets.envs),
-        "stdioToken": pod.secrets.stdio_token,
-    }
-    if sandbox.secrets.mcp_token is not None:
-        body["mcpToken"] = sandbox.secrets.mcp_token
-    return body
-
-
-def _raise_unless_ready(servers: Sequence[ServerStatus]) -> None:
-    """Raises: ServerStartFailed if one of them is not ready, with the last lines of each."""
-    failed = [server for server in servers if server.state != "ready"]
-    if not failed:
-        return
-    told = []
-    for server in failed:
-        lines = "".join(f"\n  | {line}" for line in server.stderr)
-        told.append(f"MCP server {server.name!r} {server.message or 'is still starting'}{lines}")
-    raise ServerStartFailed("Failed to start MCP gateway: " + "\n".join(told))
+def _is_as_recorded(sandbox: Sandbox, seen: Pod | None) -> bool:
+    """Whether a pod is in the state that its sandbox's row tells, with nothing left to do."""
+    if seen is None or sandbox.status is not sandbox.target:
+        return False
+    if sandbox.status is Status.RUNNING:
+        return seen.is_running
+    frozen = sandbox.pause_mode is PauseMode.MEMORY
+    return all(container.state == ("paused" if frozen else "exited") for container in seen.containers)
 
 
 def _exception_of(state: tenacity.RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome is not None else None
-
-
-def _death(sandbox_id: str, seen: Pod | None) -> str:
-    if seen is None or not seen.containers:
-        return f"The containers of sandbox {sandbox_id} are gone."
-    ended = [_end_of(container) for container in seen.containers if container.state != "running"]
-    return f"Sandbox {sandbox_id} lost " + ", ".join(ended or ["its network address"]) + "."
-
-
-def _end_of(container: ContainerStatus) -> str:
-    if container.exit_code is None:
-        return f"its {container.role} container ({container.state})"
-    reason = ", most likely out of memory" if container.exit_code == 137 else ""
-    return f"its {container.role} container (exit code {container.exit_code}{reason})"
-
-
-def _problem(error: Exception, sandbox: Sandbox, plan: SandboxPlan) -> Problem:
-    """What the caller of a create is told."""
-    match error:
-        case Problem():
-            return error
-        case ImageMissing():
-            if (server := plan.server_of_image(error.image)) is not None:
-                return InvalidRequest(
-                    f"Failed to start MCP gateway: MCP server {server!r} needs the image {error.image}, which is not"
-                    " on the container engine and could not be used. Pull or build it there first."
-                )
-            return SandboxFailed(str(error))
-        case EngineOutOfSpace():
-            return OutOfSpace(f"The container engine's disk is full: {error} Free space there and try again.")
-        case EngineUnavailable():
-            return EngineAway(f"The container engine does not answer: {error} `sandgate doctor` tells more.")
-        case TimeoutError():
-            return SandboxFailed(f"Sandbox {sandbox.id} was not up within {plan.deadline_s:g} s and was removed.")
-        case SandgateError():
-            return SandboxFailed(f"Sandbox {sandbox.id} could not be started: {error}")
-        case _:
-            return SandboxFailed(
-                f"Sandbox {sandbox.id} could not be started for an internal reason, which is in the server's log."
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,12 +15,38 @@ from sqlalchemy import Connection, select, text
 from app.accounts import Accounts
 from app.database import Database
 from app.database.tables import metadata, pods, sandboxes
-from app.errors import Unauthorized
+from app.errors import Conflict, Unauthorized
 from app.ids_and_time import new_pod_id, new_sandbox_id
-from app.sandboxes.models import McpOptions, PodRecord, PodSecrets, Sandbox, SandboxSecrets, Status
-from app.sandboxes.store import Store
+from app.sandboxes.models import (
+    Lifecycle,
+    McpOptions,
+    PauseMode,
+    PodRecord,
+    PodSecrets,
+    Sandbox,
+    SandboxSecrets,
+    Status,
+)
+from app.sandboxes.network_rules import NetworkRules
+from app.sandboxes.store import KeyUse, Store
+from app.templates import ResolvedTemplate
 from app.vault import Vault
 
+TEMPLATE = ResolvedTemplate(
+    template_id="t1",
+    build_id="b1",
+    name="mine:default",
+    image="template:1",
+    has_gateway=True,
+    user="root",
+    workdir=None,
+    envs={"KEY": "template-sesame"},
+    start_command=None,
+    ready_command=None,
+    cpus=1,
+    memory_mib=None,
+    kind="template",
+)
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
@@ -43,14 +70,18 @@ def make_sandbox(team_id: str) -> Sandbox:
     return Sandbox(
         id=new_sandbox_id(),
         team_id=team_id,
-        template="mcp-gateway",
+        template=TEMPLATE,
         status=Status.STARTING,
         target=Status.RUNNING,
         created_at=NOW,
         started_at=NOW,
         ends_at=NOW + MINUTE,
         metadata={"a b": "c&d"},
-        egress=None,
+        timeout_s=60,
+        lifecycle=Lifecycle(on_timeout="pause", pause_mode=PauseMode.FILESYSTEM),
+        pause_mode=None,
+        network=NetworkRules(allow_out=("10.0.0.0/8", "*.example.com"), deny_out=("0.0.0.0/0",)),
+        has_egress=True,
         has_gateway=True,
         cpus=2,
         memory_mib=512,
@@ -64,23 +95,23 @@ def make_sandbox(team_id: str) -> Sandbox:
     )
 
 
-def make_pod(sandbox: Sandbox) -> PodRecord:
+def make_pod(sandbox: Sandbox | None, *, recipe: str | None = None) -> PodRecord:
     secrets = PodSecrets(agent_token="agent-sesame", gateway_token="gateway-sesame", stdio_token="stdio-sesame")
-    return PodRecord(id=new_pod_id(), sandbox_id=sandbox.id, secrets=secrets)
+    return PodRecord(id=new_pod_id(), sandbox_id=sandbox.id if sandbox else None, secrets=secrets, recipe=recipe)
 
 
 async def insert_running(store: Store, team_id: str, *, ends_at: datetime = NOW + MINUTE) -> tuple[Sandbox, PodRecord]:
     sandbox = make_sandbox(team_id)
     pod = make_pod(sandbox)
     await store.insert(sandbox, pod)
-    assert await store.mark_running(sandbox.id, started_at=NOW, ends_at=ends_at)
-    return replace(sandbox, status=Status.RUNNING, ends_at=ends_at), pod
+    assert await store.mark_running(sandbox.id, started_at=NOW, ends_at=ends_at, pod_id=pod.id, address="10.0.0.2")
+    return replace(sandbox, status=Status.RUNNING, ends_at=ends_at), replace(pod, address="10.0.0.2")
 
 
 async def test_a_sandbox_comes_back_exactly_as_it_was_recorded(store: Store, team_id: str) -> None:
     sandbox, pod = await insert_running(store, team_id)
     assert await store.find(sandbox.id, team_id=team_id) == sandbox
-    assert await store.running() == [sandbox]
+    assert await store.alive() == [sandbox]
     assert await store.pod_of(sandbox.id) == pod
     assert await store.pods() == {pod.id: pod}
 
@@ -90,7 +121,7 @@ async def test_a_sandbox_is_not_found_by_another_team(store: Store, database: Da
     other = await Accounts(database).create_team("other")
     assert await store.find(sandbox.id, team_id=other.id) is None
     assert not await store.ask_to_stop(sandbox.id, team_id=other.id)
-    assert await store.running(team_id=other.id) == []
+    assert await store.find(sandbox.id) == sandbox
 
 
 async def test_no_secret_is_stored_in_clear(store: Store, database: Database, team_id: str) -> None:
@@ -105,7 +136,7 @@ async def test_a_sandbox_told_to_stop_cannot_become_running(store: Store, team_i
     sandbox = make_sandbox(team_id)
     await store.insert(sandbox, make_pod(sandbox))
     assert await store.ask_to_stop(sandbox.id)
-    assert not await store.mark_running(sandbox.id, started_at=NOW, ends_at=NOW)
+    assert not await store.mark_running(sandbox.id, started_at=NOW, ends_at=NOW, pod_id="p1", address="10.0.0.2")
     assert await store.to_stop() == [sandbox.id]
 
 
@@ -140,9 +171,9 @@ async def test_what_was_starting_is_abandoned_and_what_runs_is_not(store: Store,
     running, _ = await insert_running(store, team_id)
     starting = make_sandbox(team_id)
     await store.insert(starting, make_pod(starting))
-    await store.abandon_starting()
+    await store.abandon_moves()
     assert await store.to_stop() == [starting.id]
-    assert await store.running() == [running]
+    assert await store.alive() == [running]
 
 
 async def test_expiry_is_by_the_moment_given(store: Store, team_id: str) -> None:
@@ -151,8 +182,117 @@ async def test_expiry_is_by_the_moment_given(store: Store, team_id: str) -> None
     assert await store.expired(NOW) == []
     assert await store.expired(NOW + MINUTE) == [soon.id]
     assert await store.next_expiry() == NOW + MINUTE
-    await store.set_ends_at(soon.id, NOW + 9 * MINUTE)
+    await store.set_timeout(soon.id, ends_at=NOW + 9 * MINUTE, timeout_s=540)
     assert await store.next_expiry() == later.ends_at
+
+
+async def test_a_pause_and_a_resume_are_two_steps_each(store: Store, team_id: str) -> None:
+    sandbox, pod = await insert_running(store, team_id)
+    assert await store.ask_to_pause(sandbox.id, PauseMode.MEMORY)
+    assert not await store.ask_to_pause(sandbox.id, PauseMode.MEMORY)
+    assert await store.mark_paused(sandbox.id, PauseMode.MEMORY)
+    paused = replace(sandbox, status=Status.PAUSED, target=Status.PAUSED, pause_mode=PauseMode.MEMORY)
+    assert await store.alive() == [paused]
+    assert await store.expired(NOW + 9 * MINUTE) == []
+    assert await store.next_expiry() is None
+    assert await store.ask_to_run(sandbox.id, timeout_s=90)
+    assert await store.mark_running(sandbox.id, started_at=NOW, ends_at=NOW + MINUTE, pod_id=pod.id, address="10.0.0.3")
+    assert await store.find(sandbox.id) == replace(sandbox, ends_at=NOW + MINUTE, timeout_s=90)
+    assert await store.pod_of(sandbox.id) == replace(pod, address="10.0.0.3")
+
+
+async def test_a_resume_that_nobody_carries_on_is_taken_back(store: Store, team_id: str) -> None:
+    sandbox, _ = await insert_running(store, team_id)
+    await store.ask_to_pause(sandbox.id, PauseMode.FILESYSTEM)
+    await store.mark_paused(sandbox.id, PauseMode.FILESYSTEM)
+    await store.ask_to_run(sandbox.id)
+    await store.abandon_moves()
+    (paused,) = await store.alive()
+    assert (paused.status, paused.target) == (Status.PAUSED, Status.PAUSED)
+
+
+async def test_a_pause_that_nobody_carries_on_stays_asked_for(store: Store, team_id: str) -> None:
+    sandbox, _ = await insert_running(store, team_id)
+    await store.ask_to_pause(sandbox.id, PauseMode.FILESYSTEM)
+    await store.abandon_moves()
+    (pausing,) = await store.alive()
+    assert (pausing.status, pausing.target) == (Status.RUNNING, Status.PAUSED)
+
+
+async def test_a_warm_pod_is_claimed_once_and_the_longest_waiting_first(store: Store, team_id: str) -> None:
+    older, newer, other, unready = (make_pod(None, recipe=recipe) for recipe in ("r1", "r1", "r2", "r1"))
+    for minute, pod in enumerate((older, newer, other)):
+        await store.insert_warm(pod, NOW)
+        await store.mark_warm(pod.id, address="10.0.0.9", now=NOW + minute * MINUTE)
+    await store.insert_warm(unready, NOW)
+    claimed = []
+    for _ in range(3):
+        sandbox = make_sandbox(team_id)
+        claimed.append(await store.insert(sandbox, make_pod(sandbox, recipe="r1")))
+    assert [pod.id for pod in claimed[:2]] == [older.id, newer.id]
+    assert claimed[0].address == "10.0.0.9"
+    assert claimed[2].address is None
+    assert claimed[2].id not in (unready.id, other.id)
+
+
+async def test_many_claims_at_once_get_different_pods(store: Store, team_id: str) -> None:
+    warm = [make_pod(None, recipe="r1") for _ in range(5)]
+    for pod in warm:
+        await store.insert_warm(pod, NOW)
+        await store.mark_warm(pod.id, address="10.0.0.9", now=NOW)
+
+    async def claim() -> PodRecord:
+        sandbox = make_sandbox(team_id)
+        return await store.insert(sandbox, make_pod(sandbox, recipe="r1"))
+
+    async with asyncio.TaskGroup() as group:
+        claims = [group.create_task(claim()) for _ in range(12)]
+    claimed = [task.result().id for task in claims]
+    assert len(set(claimed)) == 12
+    assert {pod.id for pod in warm} < set(claimed)
+
+
+async def test_a_withdrawn_pod_cannot_be_claimed_and_a_claimed_one_not_withdrawn(store: Store, team_id: str) -> None:
+    pods_to_wait = [make_pod(None, recipe="r1") for _ in range(2)]
+    for pod in pods_to_wait:
+        await store.insert_warm(pod, NOW)
+        await store.mark_warm(pod.id, address="10.0.0.9", now=NOW)
+    assert await store.withdraw(pods_to_wait[0].id)
+    sandbox = make_sandbox(team_id)
+    assert (await store.insert(sandbox, make_pod(sandbox, recipe="r1"))).id == pods_to_wait[1].id
+    assert not await store.withdraw(pods_to_wait[1].id)
+    for pod in pods_to_wait:
+        await store.forget_pod(pod.id)
+    assert list(await store.pods()) == [pods_to_wait[1].id]
+
+
+async def test_an_idempotency_key_makes_one_sandbox_of_its_team(store: Store, database: Database, team_id: str) -> None:
+    first = make_sandbox(team_id)
+    await store.insert(first, make_pod(first), idempotency_key="k", request_digest="d")
+    again = make_sandbox(team_id)
+    with pytest.raises(Conflict, match="'k'"):
+        await store.insert(again, make_pod(again), idempotency_key="k", request_digest="d")
+    assert await store.find_by_key(team_id, "k") == KeyUse(first.id, "d")
+    of_another = make_sandbox((await Accounts(database).create_team("other")).id)
+    await store.insert(of_another, make_pod(of_another), idempotency_key="k", request_digest="d")
+
+
+async def test_the_key_of_a_create_that_failed_is_free_again(store: Store, team_id: str) -> None:
+    first = make_sandbox(team_id)
+    await store.insert(first, make_pod(first), idempotency_key="k", request_digest="d")
+    await store.ask_to_stop(first.id, failure="no luck")
+    assert await store.find_by_key(team_id, "k") is None
+
+
+async def test_a_forks_image_goes_with_the_last_sandbox_made_from_it(store: Store, team_id: str) -> None:
+    one, two, plain = make_sandbox(team_id), make_sandbox(team_id), make_sandbox(team_id)
+    for sandbox in (one, two):
+        await store.insert(sandbox, make_pod(sandbox), fork_image="sandgate/fork:1")
+    await store.insert(plain, make_pod(plain))
+    assert await store.last_use_of_image(plain.id) is None
+    assert await store.last_use_of_image(one.id) is None
+    await store.mark_stopped(one.id, NOW)
+    assert await store.last_use_of_image(two.id) == "sandgate/fork:1"
 
 
 async def test_rotation_keeps_secrets_readable_and_drops_the_old_key(
@@ -165,7 +305,7 @@ async def test_rotation_keeps_secrets_readable_and_drops_the_old_key(
     vault.forget_old_keys()
     assert old_key.strip() not in (tmp_path / "encryption-key").read_bytes()
     fresh = Store(database, Vault(tmp_path / "encryption-key"))
-    assert await fresh.running() == [sandbox]
+    assert await fresh.alive() == [sandbox]
     assert await fresh.pods() == {pod.id: pod}
 
 

@@ -22,6 +22,7 @@ from app.errors import (
     SandboxFailed,
     ServerStartFailed,
 )
+from app.sandboxes.listing import Listing
 from app.sandboxes.models import McpOptions, ServerStatus
 from tests.in_process import IMAGES, Clock, ControlPlane, StartControlPlane, request, until
 from tests.pods import PodTransport
@@ -99,7 +100,7 @@ async def test_a_created_sandbox_is_configured_and_can_be_found(
     live = control_plane.directory.find(view.sandbox.id)
     assert live is not None
     assert (live.address, live.access_token) == (f"{pod_id}.pod", secrets.access_token)
-    assert await control_plane.service.list(control_plane.team_id) == [(await control_plane.store.running())[0]]
+    assert (await control_plane.service.page(control_plane.team_id, Listing())).sandboxes == [view.sandbox]
 
 
 async def test_a_killed_sandbox_is_gone_at_once_and_its_pod_soon(
@@ -210,6 +211,7 @@ async def test_a_sandbox_can_be_killed_while_it_starts(start_control_plane: Star
         async with asyncio.timeout(5):
             await engine.has_begun.wait()
         ((_, pod),) = (await control_plane.store.pods()).items()
+        assert pod.sandbox_id is not None
         await control_plane.service.kill(control_plane.team_id, pod.sandbox_id)
         with pytest.raises(Conflict):
             await create
@@ -242,9 +244,10 @@ async def test_a_timeout_of_zero_ends_a_sandbox_at_once(control_plane: ControlPl
 
 async def test_connect_lengthens_a_life_and_never_shortens_it(control_plane: ControlPlane) -> None:
     sandbox = (await control_plane.service.create(control_plane.team_id, request(timeout_s=60))).sandbox
-    longer = await control_plane.service.connect(control_plane.team_id, sandbox.id, 600)
+    longer, was_resumed = await control_plane.service.connect(control_plane.team_id, sandbox.id, 600)
+    assert not was_resumed
     assert longer.sandbox.ends_at > sandbox.ends_at
-    shorter = await control_plane.service.connect(control_plane.team_id, sandbox.id, 10)
+    shorter, _ = await control_plane.service.connect(control_plane.team_id, sandbox.id, 10)
     assert shorter.sandbox.ends_at == longer.sandbox.ends_at
     assert (await control_plane.service.get(control_plane.team_id, sandbox.id)).sandbox == longer.sandbox
 
@@ -316,13 +319,14 @@ async def test_the_workspace_can_replace_the_servers(control_plane: ControlPlane
     view = await control_plane.service.create(control_plane.team_id, request(mcp={"time": {}}))
     live = control_plane.directory.find(view.sandbox.id)
     assert live is not None
+    assert live.address is not None
     pod = pods.pod(live.address)
     await pod.requests.put({"id": "r1", "mcp": {"fetch": {}}, "token": "chosen"})
     async with asyncio.timeout(5):
         assert await pod.settled.get() == {"id": "r1", "ok": True}
     assert [server["name"] for server in pod.configs[-1]["servers"]] == ["fetch"]
     assert pod.configs[-1]["tokens"] == [view.sandbox.secrets.mcp_token, "chosen"]
-    (recorded,) = await control_plane.store.running()
+    (recorded,) = await control_plane.store.alive()
     assert recorded.secrets.mcp == {"fetch": {}}
 
 
@@ -341,6 +345,7 @@ async def test_the_workspace_is_told_what_is_wrong_with_its_request(
     view = await control_plane.service.create(control_plane.team_id, request(mcp={"time": {}}))
     live = control_plane.directory.find(view.sandbox.id)
     assert live is not None
+    assert live.address is not None
     pod = pods.pod(live.address)
     await pod.requests.put({"id": "r1", **asked})
     async with asyncio.timeout(5):

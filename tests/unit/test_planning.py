@@ -8,8 +8,9 @@ import pytest
 
 from app.catalog import Catalog
 from app.engines.interface import ContainerSpec, File, Limits
-from app.errors import InvalidRequest, NotFound
+from app.errors import InvalidRequest
 from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord, PodSecrets
+from app.sandboxes.network_rules import NetworkRules
 from app.sandboxes.planning import (
     Blueprint,
     SandboxPlan,
@@ -18,6 +19,7 @@ from app.sandboxes.planning import (
     make_pod_spec,
     plan_sandbox,
 )
+from app.templates import ResolvedTemplate
 
 BLUEPRINT = Blueprint(
     workspace_image="workspace:1",
@@ -65,8 +67,51 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     return Catalog.load(Path("catalog/servers"), own)
 
 
+def template_of(name: str, **more: object) -> ResolvedTemplate:
+    fields: dict[str, object] = {
+        "template_id": name,
+        "build_id": "b1",
+        "name": name,
+        "image": None,
+        "has_gateway": name == "mcp-gateway",
+        "user": None,
+        "workdir": None,
+        "envs": {},
+        "start_command": None,
+        "ready_command": None,
+        "cpus": None,
+        "memory_mib": None,
+        "kind": "built-in",
+    }
+    return ResolvedTemplate(**{**fields, **more})  # type: ignore[arg-type]
+
+
 def plan(catalog: Catalog, **request: object) -> SandboxPlan:
-    return plan_sandbox(CreateSandbox(timeout_s=60, **request), catalog, BLUEPRINT)  # type: ignore[arg-type]
+    wished = CreateSandbox(timeout_s=60, **request)  # type: ignore[arg-type]
+    return plan_sandbox(wished, template_of(wished.template), catalog, BLUEPRINT)
+
+
+def test_a_template_brings_its_image_and_limits(catalog: Catalog) -> None:
+    own = template_of("mine", image="mine:1", cpus=3, memory_mib=700)
+    planned = plan_sandbox(CreateSandbox(template="mine", timeout_s=60), own, catalog, BLUEPRINT)
+    assert planned.workspace.image == "mine:1"
+    assert planned.workspace.limits == Limits(memory_mib=700, cpus=3, pids=100)
+
+
+def test_plans_that_differ_only_in_what_a_pod_is_told_later_have_one_recipe(catalog: Catalog) -> None:
+    plain = plan(catalog, template="mcp-gateway")
+    for same in (
+        plan(catalog, template="base", mcp={"time": {}}),
+        plan(catalog, template="mcp-gateway", envs={"A": "b"}, metadata={"c": "d"}),
+        plan(catalog, template="mcp-gateway", network=NetworkRules(deny_out=("10.0.0.0/8",))),
+    ):
+        assert same.recipe == plain.recipe
+    for other in (
+        plan(catalog, template="base"),
+        plan(catalog, template="mcp-gateway", network=NetworkRules(allow_internet_access=False)),
+        plan(catalog, template="mcp-gateway", mcp={"shot": {"apiKey": "k"}}),
+    ):
+        assert other.recipe != plain.recipe
 
 
 def roles(planned: SandboxPlan) -> list[str]:
@@ -166,7 +211,6 @@ def test_control_tokens_are_files_that_only_their_own_container_gets(catalog: Ca
         "workspace": (File(path="/run/sandgate/agent-control-token", content=b"agent-token"),),
         "server-0": (File(path="/.sandgate/stdio-bridge", content=b"bridge", mode=0o555),),
     }
-    assert spec.labels == {"sandbox": "i1"}
 
 
 def test_the_gateway_is_told_tokens_naming_and_where_the_stdio_door_is(catalog: Catalog) -> None:
@@ -181,13 +225,7 @@ def test_the_gateway_is_told_tokens_naming_and_where_the_stdio_door_is(catalog: 
 
 def test_internet_access_is_open_unless_shut(catalog: Catalog) -> None:
     assert plan(catalog, template="base").egress
-    assert plan(catalog, template="base", allow_internet_access=True).egress
-    assert not plan(catalog, template="base", allow_internet_access=False).egress
-
-
-def test_an_unknown_template_is_not_found(catalog: Catalog) -> None:
-    with pytest.raises(NotFound, match="'nonsense'.*base, mcp-gateway"):
-        plan(catalog, template="nonsense")
+    assert not plan(catalog, template="base", network=NetworkRules(allow_internet_access=False)).egress
 
 
 def test_an_unknown_server_is_named_with_its_nearest_match(catalog: Catalog) -> None:

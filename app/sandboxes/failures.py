@@ -1,0 +1,88 @@
+"""What callers are told when a sandbox does not come up, and what is noted when one dies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.engines.interface import ContainerStatus, Pod
+from app.errors import (
+    EngineAway,
+    EngineOutOfSpace,
+    EngineUnavailable,
+    ImageMissing,
+    InvalidRequest,
+    NotFound,
+    OutOfSpace,
+    PodGone,
+    Problem,
+    SandboxFailed,
+    SandgateError,
+    ServerStartFailed,
+)
+from app.sandboxes.models import ServerStatus
+from app.sandboxes.planning import SandboxPlan
+
+
+def sandbox_not_found(sandbox_id: str) -> NotFound:
+    return NotFound(f"Sandbox {sandbox_id} was not found. It never was, was killed, or has reached its end of life.")
+
+
+def raise_unless_ready(servers: Sequence[ServerStatus]) -> None:
+    """Raises: ServerStartFailed if one of them is not ready, with the last lines of each."""
+    failed = [server for server in servers if server.state != "ready"]
+    if not failed:
+        return
+    told = []
+    for server in failed:
+        lines = "".join(f"\n  | {line}" for line in server.stderr)
+        told.append(f"MCP server {server.name!r} {server.message or 'is still starting'}{lines}")
+    raise ServerStartFailed("Failed to start MCP gateway: " + "\n".join(told))
+
+
+def start_problem(error: Exception, sandbox_id: str, plan: SandboxPlan) -> Problem:
+    """What the caller of a create is told."""
+    match error:
+        case ImageMissing() if (server := plan.server_of_image(error.image)) is not None:
+            return InvalidRequest(
+                f"Failed to start MCP gateway: MCP server {server!r} needs the image {error.image}, which is not"
+                " on the container engine and could not be used. Pull or build it there first."
+            )
+        case TimeoutError():
+            return SandboxFailed(f"Sandbox {sandbox_id} was not up within {plan.deadline_s:g} s and was removed.")
+        case _:
+            return engine_problem(error, f"Sandbox {sandbox_id} could not be started")
+
+
+def engine_problem(error: Exception, what: str) -> Problem:
+    """What the caller of any verb is told. `what` has happened, without a full stop."""
+    match error:
+        case Problem():
+            return error
+        case EngineOutOfSpace():
+            return OutOfSpace(f"The container engine's disk is full: {error} Free space there and try again.")
+        case EngineUnavailable():
+            return EngineAway(f"The container engine does not answer: {error} `sandgate doctor` tells more.")
+        case PodGone():
+            return SandboxFailed(f"{what}: its containers were removed by somebody else.")
+        case ImageMissing():
+            return SandboxFailed(str(error))
+        case SandgateError():
+            return SandboxFailed(f"{what}: {error}")
+        case TimeoutError():
+            return SandboxFailed(f"{what} in time.")
+        case _:
+            return SandboxFailed(f"{what} for an internal reason, which is in the server's log.")
+
+
+def death(sandbox_id: str, seen: Pod | None) -> str:
+    if seen is None or not seen.containers:
+        return f"The containers of sandbox {sandbox_id} are gone."
+    ended = [_end_of(container) for container in seen.containers if container.state != "running"]
+    return f"Sandbox {sandbox_id} lost " + ", ".join(ended or ["its network address"]) + "."
+
+
+def _end_of(container: ContainerStatus) -> str:
+    if container.exit_code is None:
+        return f"its {container.role} container ({container.state})"
+    reason = ", most likely out of memory" if container.exit_code == 137 else ""
+    return f"its {container.role} container (exit code {container.exit_code}{reason})"

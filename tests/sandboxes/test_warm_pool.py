@@ -1,0 +1,123 @@
+"""Pods wait for creates, are claimed once, and are replaced; no pod is lost and none is used twice."""
+
+from __future__ import annotations
+
+import asyncio
+
+from app.engines.in_memory_engine import InMemoryEngine
+from app.sandboxes.models import PodRecord
+from tests.in_process import Clock, ControlPlane, StartControlPlane, request
+from tests.pods import PodTransport
+
+
+async def waiting(control_plane: ControlPlane) -> list[PodRecord]:
+    return [pod for pod in (await control_plane.store.pods()).values() if pod.sandbox_id is None and pod.address]
+
+
+async def until_waiting(control_plane: ControlPlane, count: int) -> list[PodRecord]:
+    async with asyncio.timeout(5):
+        while len(pods := await waiting(control_plane)) != count:
+            await asyncio.sleep(0.002)
+    return pods
+
+
+async def test_a_create_claims_a_pod_that_waits_and_another_takes_its_place(
+    start_control_plane: StartControlPlane, engine: InMemoryEngine, pods: PodTransport
+) -> None:
+    async with start_control_plane(warm=1) as control_plane:
+        (warm,) = await until_waiting(control_plane, 1)
+        view = await control_plane.service.create(control_plane.team_id, request(envs={"A": "b"}))
+        pod = await control_plane.store.pod_of(view.sandbox.id)
+        assert pod is not None
+        assert pod.id == warm.id
+        assert pods.pod(f"{warm.id}.pod").inits[0]["envs"] == {"A": "b"}
+        (successor,) = await until_waiting(control_plane, 1)
+        assert successor.id != warm.id
+        assert pods.pod(f"{successor.id}.pod").inits == []
+        assert len(await engine.observe()) == 2
+
+
+async def test_a_create_of_another_kind_leaves_the_pool_alone(
+    start_control_plane: StartControlPlane, engine: InMemoryEngine
+) -> None:
+    async with start_control_plane(warm=1) as control_plane:
+        (warm,) = await until_waiting(control_plane, 1)
+        await control_plane.service.create(control_plane.team_id, request(mcp={"time": {}}))
+        assert [pod.id for pod in await waiting(control_plane)] == [warm.id]
+        assert len(await engine.observe()) == 2
+
+
+async def test_more_creates_than_pods_wait_are_served_cold(start_control_plane: StartControlPlane) -> None:
+    async with start_control_plane(warm=2) as control_plane:
+        await until_waiting(control_plane, 2)
+        async with asyncio.TaskGroup() as group:
+            creates = [
+                group.create_task(control_plane.service.create(control_plane.team_id, request())) for _ in range(9)
+            ]
+        assert len({create.result().sandbox.id for create in creates}) == 9
+        pods = [await control_plane.store.pod_of(create.result().sandbox.id) for create in creates]
+        assert len({pod.id for pod in pods if pod is not None}) == 9
+
+
+async def test_a_pool_grows_with_demand_and_shrinks_when_it_ebbs(start_control_plane: StartControlPlane) -> None:
+    async with start_control_plane(warm=1) as control_plane:
+        await until_waiting(control_plane, 1)
+        for _ in range(3):
+            await control_plane.service.create(control_plane.team_id, request())
+        await until_waiting(control_plane, 3)
+
+
+async def test_waiting_pods_are_kept_over_a_restart(
+    start_control_plane: StartControlPlane, engine: InMemoryEngine
+) -> None:
+    async with start_control_plane(warm=1) as first:
+        (warm,) = await until_waiting(first, 1)
+    async with start_control_plane(warm=1) as second:
+        assert [pod.id for pod in await until_waiting(second, 1)] == [warm.id]
+        view = await second.service.create(second.team_id, request())
+        pod = await second.store.pod_of(view.sandbox.id)
+        assert pod is not None
+        assert pod.id == warm.id
+
+
+async def test_pods_that_nobody_would_claim_are_removed(
+    start_control_plane: StartControlPlane, engine: InMemoryEngine
+) -> None:
+    async with start_control_plane(warm=1) as first:
+        await until_waiting(first, 1)
+    async with start_control_plane(warm=0) as second:
+        await until_waiting(second, 0)
+        async with asyncio.timeout(5):
+            while await engine.observe() or await second.store.pods():
+                await asyncio.sleep(0.002)
+
+
+async def test_a_waiting_pod_that_died_is_replaced(
+    start_control_plane: StartControlPlane, engine: InMemoryEngine
+) -> None:
+    async with start_control_plane(warm=1) as first:
+        (warm,) = await until_waiting(first, 1)
+    engine.exit_container(warm.id, "workspace", exit_code=1)
+    async with start_control_plane(warm=1) as second:
+        async with asyncio.timeout(5):
+            while [pod.id for pod in await waiting(second)] in ([], [warm.id]):
+                await asyncio.sleep(0.002)
+        assert warm.id not in await engine.observe()
+
+
+async def test_a_claimed_pod_that_does_not_answer_is_replaced_by_a_cold_one(
+    start_control_plane: StartControlPlane, engine: InMemoryEngine, pods: PodTransport, clock: Clock
+) -> None:
+    async with start_control_plane(warm=1) as control_plane:
+        (warm,) = await until_waiting(control_plane, 1)
+        pods.broken.add(f"{warm.id}.pod")
+        view = await control_plane.service.create(control_plane.team_id, request())
+        pod = await control_plane.store.pod_of(view.sandbox.id)
+        assert pod is not None
+        assert pod.id != warm.id
+        assert warm.id in await control_plane.store.pods()
+    async with start_control_plane(warm=0) as second:
+        async with asyncio.timeout(5):
+            while list(await engine.observe()) != [pod.id]:
+                await asyncio.sleep(0.002)
+        assert second.directory.find(view.sandbox.id) is not None
