@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from app.cli_catalog import catalog
 from app.database import Database
 from app.doctor import diagnose
 from app.edge.edge import Edge
+from app.edge.http_protocol import HttpProtocol
 from app.engines.images import ImageBuilder, ImageTags
 from app.engines.installation import install_engine
 from app.errors import SandgateError
@@ -72,6 +74,7 @@ def serve(
             _ensure_engine(settings)
             _ensure_images(settings)
         configure_logging()
+        _raise_file_limit()
         # Before anything of a running one is touched, and before the start, whose failures uvicorn tells as tracebacks.
         listener = _listen(settings.host, settings.port, "SANDGATE_PORT")
         if settings.tls_port is not None:
@@ -81,7 +84,7 @@ def serve(
         config = uvicorn.Config(
             edge,
             loop="uvloop",
-            http="httptools",
+            http=HttpProtocol,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -180,6 +183,12 @@ def build_images() -> None:
     tags = _ensure_images(settings)
     for tag in (tags.base, tags.workspace, tags.gateway):
         out.print(tag)
+
+
+def _raise_file_limit() -> None:
+    """Shells start programs with 1,024 files; each request to a sandbox takes two sockets."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Server(uvicorn.Server):

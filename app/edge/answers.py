@@ -1,6 +1,7 @@
 """What the edge answers itself, instead of a sandbox.
 
-The texts are part of the wire contract: E2B's SDKs look for "was not found" and "port is not open" in them.
+The texts are part of the wire contract, as E2B's proxy has them: its SDKs look for "was not found" and "port is not
+open" in them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 import orjson
 from starlette.types import Scope, Send
+
+TRAFFIC_TOKEN_HEADER = "e2b-traffic-access-token"
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{status} {message}</title></head>
@@ -50,12 +53,38 @@ class Refusal:
 
 
 def not_found(sandbox_id: str) -> Refusal:
-    """The sandbox is unknown, killed, expired, or paused."""
+    """The sandbox is unknown, killed, expired, or paused and not to be resumed by traffic."""
     return Refusal(502, "The sandbox was not found", sandbox_id)
 
 
 def port_not_open(sandbox_id: str, port: int) -> Refusal:
     return Refusal(502, "The sandbox is running but port is not open", sandbox_id, port)
+
+
+def traffic_token_missing(sandbox_id: str) -> Refusal:
+    message = f"Sandbox is secured with traffic access token. Token header '{TRAFFIC_TOKEN_HEADER}' is missing"
+    return Refusal(403, message, sandbox_id)
+
+
+def traffic_token_invalid(sandbox_id: str) -> Refusal:
+    message = "Sandbox is secured with traffic access token. Provided token in header "
+    return Refusal(403, f"{message}'{TRAFFIC_TOKEN_HEADER}' is invalid", sandbox_id)
+
+
+def may_not_resume(sandbox_id: str) -> Refusal:
+    """A paused sandbox is not woken by somebody who could not use it."""
+    message = "This sandbox can't be resumed with the credentials provided. Check your access token and try again."
+    return Refusal(403, message, sandbox_id)
+
+
+def in_transition(sandbox_id: str) -> Refusal:
+    """The sandbox is being paused or resumed, and that takes longer than a request may wait."""
+    return Refusal(409, "The sandbox is still transitioning. Try again in a moment.", sandbox_id)
+
+
+def too_many_connections(sandbox_id: str, limit: int) -> Refusal:
+    message = f"The sandbox has too many concurrent incoming connections (limit: {limit})"
+    return Refusal(429, message, sandbox_id)
 
 
 def broken_off(sandbox_id: str, port: int) -> Refusal:

@@ -69,6 +69,8 @@ class Connection(asyncio.Protocol):
     def start(self, request: bytes, *, is_head_request: bool) -> None:
         """Sends a request head, and with it as much of the body as is at hand."""
         self._reset()
+        if self._closed:
+            self._error = ConnectionBrokenError("closed")
         self._is_head_request = is_head_request
         self._parser = HttpResponseParser(self)
         self._transport.write(request)

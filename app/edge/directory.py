@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Target(Protocol):
-    """A sandbox that requests can be for. Any object with these three attributes will do."""
+    """A sandbox that requests can be for. Any object with these attributes will do."""
 
     @property
     def sandbox_id(self) -> str: ...
@@ -17,8 +17,24 @@ class Target(Protocol):
         """IP address of the sandbox's pod; None while it cannot be reached (starting, paused)."""
 
     @property
+    def may_resume(self) -> bool:
+        """Whether traffic resumes it while it has no address."""
+
+    @property
     def access_token(self) -> str:
         """The agent's access token, the secret in signed `/files` URLs."""
+
+    @property
+    def dial_token(self) -> str | None:
+        """What the agent wants to see before it connects to a loopback port; None if it cannot be asked."""
+
+    @property
+    def traffic_access_token(self) -> str | None:
+        """What requests to all ports but the agent's must show; None if the sandbox is open to the public."""
+
+    @property
+    def mask_request_host(self) -> str | None:
+        """What services are to see as `Host`, with `${PORT}` for the port; None for what the client sent."""
 
 
 class Directory(Protocol):

@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.edge.answers import Refusal, not_found, send_refusal
+from app.edge.answers import Refusal, in_transition, not_found, send_refusal, too_many_connections
+from app.edge.dialling import Dialler
 from app.edge.directory import Directory
 from app.edge.exchange import Exchange
 from app.edge.pool import Pool
-from app.edge.routing import Route, Router
+from app.edge.routing import Asleep, Route, Router
+from app.edge.waking import Resume, Waker
 from app.edge.websocket import WebSocketExchange
+
+T = TypeVar("T")
 
 _LAST_WORDS_S = 5.0
 """How long a client may take to accept the answer to a request that was ended."""
+
+OPEN_LIMIT = 600
+"""Requests and WebSockets that one sandbox may have open: three programs with the 200 connections that an E2B SDK opens
+at most. Each takes two sockets and, at worst, 0.3 MiB of buffers from all the others."""
 
 
 class Edge:
     """An ASGI application. `async with` it while it serves: it owns the connections to the pods."""
 
-    def __init__(self, api: ASGIApp, directory: Directory, *, sandbox_domain: str | None) -> None:
-        """Args: sandbox_domain: as in the setting of that name; without one, hosts are not looked at."""
+    def __init__(self, api: ASGIApp, directory: Directory, *, sandbox_domain: str | None, resume: Resume) -> None:
+        """Args:
+        sandbox_domain: as in the setting of that name; without one, hosts are not looked at.
+        resume: is called when traffic comes for a paused sandbox that it may resume.
+        """
         self._api = api
         self._router = Router(directory, sandbox_domain=sandbox_domain)
-        self._pool = Pool()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._dialler = Dialler()
+        self._pool = Pool(self._dialler)
+        self._waker = Waker(resume, self._spawn)
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._open: dict[str, set[_Life]] = {}
 
     async def __aenter__(self) -> Self:
@@ -52,6 +66,7 @@ class Edge:
         """
         self._end(sandbox_id, not_found(sandbox_id))
         self._pool.forget(sandbox_id)
+        self._dialler.forget(sandbox_id)
 
     def close_streams(self) -> None:
         """Breaks off every open stream: the control plane stops. Without it a server waits for streams without end."""
@@ -67,32 +82,49 @@ class Edge:
                 await self._api(scope, receive, send)
             case Refusal() as refusal:
                 await send_refusal(scope, send, refusal)
-            case Route() as route:
-                await self._forward(route, scope, receive, send)
+            case way:
+                await self._serve(way, scope, receive, send)
 
-    async def _forward(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange: Exchange | WebSocketExchange
-        if scope["type"] == "http":
-            exchange = Exchange(scope, receive, send, route=route, pool=self._pool, spawn=self._spawn)
-        else:
-            exchange = WebSocketExchange(scope, receive, send, route=route, spawn=self._spawn)
-        sandbox_id = route.target.sandbox_id
+    async def _serve(self, way: Route | Asleep, scope: Scope, receive: Receive, send: Send) -> None:
+        sandbox_id = way.sandbox_id
         lives = self._open.setdefault(sandbox_id, set())
+        if len(lives) >= OPEN_LIMIT:
+            await send_refusal(scope, send, too_many_connections(sandbox_id, OPEN_LIMIT))
+            return
         life = _Life()
         lives.add(life)
+        refuse: Callable[[Refusal], Awaitable[None]] = partial(send_refusal, scope, send)
         try:
             async with life.timeout:
+                route = await self._woken(way, scope) if isinstance(way, Asleep) else way
+                if isinstance(route, Refusal):
+                    await refuse(route)
+                    return
+                exchange = self._exchange(route, scope, receive, send)
+                refuse = exchange.refuse
                 await exchange.run()
         except TimeoutError:
             if life.ended_by is None:
                 raise
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_S):
-                    await exchange.refuse(life.ended_by)
+                    await refuse(life.ended_by)
         finally:
             lives.discard(life)
             if not lives and self._open.get(sandbox_id) is lives:
                 del self._open[sandbox_id]
+
+    async def _woken(self, asleep: Asleep, scope: Scope) -> Route | Refusal:
+        refusal = await self._waker.wake(asleep.sandbox_id)
+        way = self._router.resolve(scope)
+        if isinstance(way, Route):
+            return way  # somebody else may have resumed it meanwhile, and ours found nothing to do
+        return refusal or (way if isinstance(way, Refusal) else in_transition(asleep.sandbox_id))
+
+    def _exchange(self, route: Route, scope: Scope, receive: Receive, send: Send) -> Exchange | WebSocketExchange:
+        if scope["type"] == "http":
+            return Exchange(scope, receive, send, route=route, pool=self._pool, spawn=self._spawn)
+        return WebSocketExchange(scope, receive, send, route=route, dialler=self._dialler, spawn=self._spawn)
 
     def _end(self, sandbox_id: str, reason: Refusal) -> None:
         now = asyncio.get_running_loop().time()
@@ -100,7 +132,7 @@ class Edge:
             life.ended_by = reason
             life.timeout.reschedule(now)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -12,9 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from app.edge.answers import Refusal, broken_off, port_not_open, send_refusal
 from app.edge.connection import Connection, ConnectionBrokenError, ResponseHead
+from app.edge.dialling import OWN_PORTS, PortClosedError, key_of
 from app.edge.heads import BadHeadError, Body, make_request_head, make_response_headers
-from app.edge.pool import Key, Pool, PortClosedError
-from app.edge.routing import AGENT_PORT, GATEWAY_PORT, Route
+from app.edge.pool import Pool
+from app.edge.routing import Route
 
 _log = structlog.get_logger()
 
@@ -22,7 +23,6 @@ Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 """Starts a task that its caller cancels, and whose end its owner waits for."""
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
-_OWN_PORTS = frozenset({AGENT_PORT, GATEWAY_PORT})
 
 
 class Exchange:
@@ -41,7 +41,7 @@ class Exchange:
         self._route = route
         self._pool = pool
         self._spawn = spawn
-        self._key: Key = (route.target.sandbox_id, route.address, route.port)
+        self._key = key_of(route)
         self._connection: Connection | None = None
         self._request_sent = False
         self._client_gone = False
@@ -84,8 +84,8 @@ class Exchange:
             first, more = await self._read_request()
             data += first
         repeatable = not more and method in _IDEMPOTENT
-        kept = self._pool.take(self._key) if repeatable or self._key[2] in _OWN_PORTS else None
-        connection = self._connection = kept or await self._pool.connect(self._key)
+        kept = self._pool.take(self._key) if repeatable or self._key[2] in OWN_PORTS else None
+        connection = self._connection = kept or await self._pool.connect(self._route)
         connection.start(data, is_head_request=method == "HEAD")
         uplink = self._spawn(self._pump_request(connection, chunked=head.body is Body.CHUNKED, more=more))
         try:
@@ -94,7 +94,7 @@ class Exchange:
             except ConnectionBrokenError:
                 if not (kept and repeatable) or connection.answered or self._client_gone:
                     raise
-                connection = self._connection = await self._pool.connect(self._key)
+                connection = self._connection = await self._pool.connect(self._route)
                 connection.start(data, is_head_request=method == "HEAD")
                 response = await connection.head()
             await self._pump_response(connection, response)

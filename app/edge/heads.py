@@ -8,8 +8,9 @@ from enum import Enum, auto
 
 from starlette.types import Scope
 
+from app.edge.answers import TRAFFIC_TOKEN_HEADER
 from app.edge.connection import ResponseHead
-from app.edge.routing import Route
+from app.edge.routing import AGENT_PORT, Route
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -17,7 +18,9 @@ HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 """RFC 9110, section 7.6.1."""
-_OWN_HOP = HOP_BY_HOP | {b"content-length", b"expect"}
+NOT_FOR_SERVICES = frozenset({TRAFFIC_TOKEN_HEADER.encode()})
+"""A credential that the edge itself asked for."""
+_OWN_HOP = HOP_BY_HOP | NOT_FOR_SERVICES | {b"content-length", b"expect"}
 """The edge frames the body itself, and its own server answers `Expect: 100-continue`."""
 _KEPT = frozenset({b"host", b"content-length"})
 """What a `Connection` header cannot have removed."""
@@ -49,6 +52,11 @@ def make_request_head(scope: Scope, route: Route) -> RequestHead:
     dropped = _OWN_HOP | named_by_connection(scope["headers"])
     lengths: set[bytes] = set()
     chunked = has_host = False
+    host = masked_host(route)
+    if host is not None:
+        dropped |= {b"host"}
+        has_host = True
+        lines.append(b"host: " + host)
     for name, value in scope["headers"]:
         if name == b"content-length":
             lengths.add(value)
@@ -75,6 +83,14 @@ def make_request_head(scope: Scope, route: Route) -> RequestHead:
     if data.count(b"\n") != len(lines) + 1 or data.count(b"\r") != len(lines) + 1 or b"\0" in data:
         raise BadHeadError("A header holds a line break")
     return RequestHead(data, body)
+
+
+def masked_host(route: Route) -> bytes | None:
+    """What the service sees as `Host` instead of what the client sent; None if nothing is to be masked."""
+    mask = route.target.mask_request_host
+    if mask is None or route.port == AGENT_PORT:
+        return None
+    return mask.replace("${PORT}", str(route.port)).encode("latin-1", "replace")
 
 
 def make_response_headers(head: ResponseHead) -> Headers:

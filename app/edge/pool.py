@@ -6,24 +6,18 @@ import asyncio
 from collections import defaultdict
 
 from app.edge.connection import Connection
+from app.edge.dialling import Dialler, Key
+from app.edge.routing import Route
 
-CONNECT_TIMEOUT_S = 5.0
 IDLE_S = 4.0
 """How long an unused connection is kept: less than the 5 s after which common servers (uvicorn, Node) close theirs, so
 that a request does not meet a connection that is just being closed."""
 _IDLE_PER_PORT = 64
 
 
-class PortClosedError(Exception):
-    """Nothing accepts connections at the address and port, or not in time."""
-
-
-Key = tuple[str, str, int]
-"""Sandbox id, address and port. The id is part of it because addresses are used again by other pods."""
-
-
 class Pool:
-    def __init__(self, *, idle_s: float = IDLE_S) -> None:
+    def __init__(self, dialler: Dialler, *, idle_s: float = IDLE_S) -> None:
+        self._dialler = dialler
         self._idle_s = idle_s
         self._idle: defaultdict[Key, list[tuple[Connection, asyncio.TimerHandle]]] = defaultdict(list)
 
@@ -39,16 +33,9 @@ class Pool:
                 return connection
         return None
 
-    async def connect(self, key: Key) -> Connection:
+    async def connect(self, route: Route) -> Connection:
         """Raises: PortClosedError."""
-        _, address, port = key
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(Connection, address, port)
-        except OSError as error:  # TimeoutError is one
-            raise PortClosedError from error
-        return connection
+        return await self._dialler.connect(Connection, route)
 
     def give_back(self, key: Key, connection: Connection) -> None:
         """Keeps the connection if its exchange ended well, closes it otherwise."""

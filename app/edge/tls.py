@@ -17,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from app.edge.certificates import CertificateError, KeyPair, checked_domain
+from app.edge.http_protocol import HttpProtocol
 
 _RELOADED_EVERY_S = 24 * 3600.0
 _KEEP_ALIVE_S = 310
@@ -75,7 +76,9 @@ class TlsListener:
         config = uvicorn.Config(
             self._app,
             lifespan="off",
-            http="httptools",
+            http=HttpProtocol,
+            ws="websockets-sansio",
+            proxy_headers=False,
             log_config=None,
             access_log=False,
             server_header=False,

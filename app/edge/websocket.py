@@ -14,9 +14,9 @@ from websockets.http11 import Response
 from websockets.uri import WebSocketURI
 
 from app.edge.answers import Refusal, broken_off, port_not_open, send_refusal
+from app.edge.dialling import Dialler, PortClosedError
 from app.edge.exchange import Spawn
-from app.edge.heads import HOP_BY_HOP, Headers, named_by_connection
-from app.edge.pool import CONNECT_TIMEOUT_S
+from app.edge.heads import HOP_BY_HOP, NOT_FOR_SERVICES, Headers, masked_host, named_by_connection
 from app.edge.routing import Route
 
 _HANDSHAKE_TIMEOUT_S = 60.0
@@ -36,11 +36,14 @@ _KNOWN_STATUSES = frozenset(HTTPStatus)
 class WebSocketExchange:
     """Carries one WebSocket. Dials the pod itself, because the library's `connect` would follow a pod's redirects."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, route: Route, spawn: Spawn) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, route: Route, dialler: Dialler, spawn: Spawn
+    ) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
         self._route = route
+        self._dialler = dialler
         self._spawn = spawn
         self._pod: ClientConnection | None = None
         self._accepted = False
@@ -71,12 +74,10 @@ class WebSocketExchange:
 
     async def _connect(self) -> Refusal | None:
         """Opens the pod's side; or says, or passes on, why not."""
-        loop = asyncio.get_running_loop()
-        sandbox_id, address, port = self._route.target.sandbox_id, self._route.address, self._route.port
+        sandbox_id, port = self._route.sandbox_id, self._route.port
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, self._pod = await loop.create_connection(self._make_client, address, port)
-        except OSError:  # TimeoutError is one
+            self._pod = await self._dialler.connect(self._make_client, self._route)
+        except PortClosedError:
             return port_not_open(sandbox_id, port)
         try:
             async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
@@ -105,8 +106,9 @@ class WebSocketExchange:
         return ClientConnection(protocol, ping_interval=None, close_timeout=_CLOSE_TIMEOUT_S, max_queue=4)
 
     def _host(self) -> tuple[str, int]:
-        """What the client sent as `Host`, from which the library makes the pod's."""
-        value = next((value for name, value in self._scope["headers"] if name == b"host"), b"")
+        """What the client sent as `Host`, unless it is masked; from it the library makes the pod's."""
+        sent = (value for name, value in self._scope["headers"] if name == b"host")
+        value = masked_host(self._route) or next(sent, b"")
         try:
             split = urlsplit("//" + value.decode("latin-1"))
             return split.hostname or "localhost", split.port or 80
@@ -114,7 +116,7 @@ class WebSocketExchange:
             return "localhost", 80
 
     def _request_headers(self) -> list[tuple[str, str]]:
-        dropped = HOP_BY_HOP | {b"host"} | named_by_connection(self._scope["headers"])
+        dropped = HOP_BY_HOP | NOT_FOR_SERVICES | {b"host"} | named_by_connection(self._scope["headers"])
         return [
             (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in self._scope["headers"]

@@ -160,8 +160,12 @@ class LiveSandbox:
 
     @property
     def may_resume(self) -> bool:
+<<<<<<< Updated upstream
         """Whether traffic may wake it. A filesystem-only pause lasts until somebody connects."""
         return self.sandbox.lifecycle.auto_resume and self.sandbox.pause_mode is PauseMode.MEMORY
+=======
+        return False
+>>>>>>> Stashed changes
 
     @property
     def dial_token(self) -> str:
@@ -171,8 +175,16 @@ class LiveSandbox:
     @property
     def traffic_access_token(self) -> str | None:
         """None: everybody may reach its services."""
+<<<<<<< Updated upstream
         return None if self.sandbox.network.allow_public_traffic else self.sandbox.secrets.traffic_token
 
     @property
     def mask_request_host(self) -> str | None:
         return self.sandbox.network.mask_request_host
+=======
+        return None
+
+    @property
+    def mask_request_host(self) -> str | None:
+        return None
+>>>>>>> Stashed changes

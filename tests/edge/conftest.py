@@ -13,6 +13,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.edge.edge import Edge
+from app.edge.http_protocol import HttpProtocol
 from tests.edge.serving import Pod, Pods, Serving, answer, new_address, read_body, serving
 
 DOMAIN = "sbx.example.test"
@@ -74,8 +75,8 @@ def edge_server() -> Iterator[tuple[Edge, Pods, Serving, asyncio.AbstractEventLo
         await read_body(receive)
         await answer(send, b"api " + scope["path"].encode())
 
-    edge = Edge(api, pods, sandbox_domain=f"{DOMAIN}:8443")
-    with serving(edge) as server:
+    edge = Edge(api, pods, sandbox_domain=f"{DOMAIN}:8443", resume=pods.resume)
+    with serving(edge, http=HttpProtocol, ws="websockets-sansio", proxy_headers=False, loop="uvloop") as server:
         yield edge, pods, server, loops[0]
 
 

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.errors import NotFound
+
 T = TypeVar("T")
 BOUND_S = 10.0
 
@@ -31,10 +33,24 @@ class Pod:
     sandbox_id: str
     address: str | None
     access_token: str = "token"
+    may_resume: bool = False
+    dial_token: str | None = None
+    traffic_access_token: str | None = None
+    mask_request_host: str | None = None
 
 
 class Pods(dict[str, Pod]):
-    """A directory of sandboxes."""
+    """A directory of sandboxes, and what resumes them."""
+
+    def __init__(self, *pods: Pod) -> None:
+        super().__init__((pod.sandbox_id, pod) for pod in pods)
+        self.on_resume: Callable[[str], Awaitable[None]] = self._cannot_resume
+
+    async def resume(self, sandbox_id: str) -> None:
+        await self.on_resume(sandbox_id)
+
+    async def _cannot_resume(self, sandbox_id: str) -> None:
+        raise NotFound(f"Sandbox {sandbox_id} was not found.")
 
     def add(self, pod: Pod) -> Pod:
         self[pod.sandbox_id] = pod
@@ -94,9 +110,16 @@ def serving(app: ASGIApp, host: str = "127.0.0.1", port: int = 0, **options: Any
 Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Talking:
+    port: int
+    failures: list[Exception]
+    """What conversations raised."""
+
+
 @asynccontextmanager
-async def talking(conversation: Conversation, address: str, port: int) -> AsyncIterator[list[Exception]]:
-    """A raw TCP server. The list holds what conversations raised."""
+async def talking(conversation: Conversation, address: str, port: int) -> AsyncIterator[Talking]:
+    """A raw TCP server."""
     failures: list[Exception] = []
     open_now: dict[asyncio.Task[None] | None, asyncio.StreamWriter] = {}
 
@@ -112,7 +135,7 @@ async def talking(conversation: Conversation, address: str, port: int) -> AsyncI
 
     server = await asyncio.start_server(connected, address, port)
     try:
-        yield failures
+        yield Talking(server.sockets[0].getsockname()[1], failures)
     finally:
         server.close()
         for writer in open_now.values():

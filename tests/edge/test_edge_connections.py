@@ -7,7 +7,9 @@ import asyncio
 import httpx
 import pytest
 
+from app.edge.dialling import Dialler, key_of
 from app.edge.pool import Pool
+from app.edge.routing import Route
 from tests.edge.conftest import Front, to
 from tests.edge.serving import Pod, new_address, talking, until
 
@@ -141,10 +143,10 @@ async def test_bytes_that_nobody_asked_for_end_the_connection(pod: Pod, client: 
         await reader.read()
 
     assert pod.address
-    async with talking(conversation, pod.address, 8000) as failures:
+    async with talking(conversation, pod.address, 8000) as service:
         assert (await client.get("/", headers=to(pod, 8000))).text == "ok"
         forge.set()
-        await until(lambda: failures or connections)
+        await until(lambda: service.failures or connections)
         assert (await client.get("/", headers=to(pod, 8000))).text == "ok"
     assert connections == 2
 
@@ -162,10 +164,11 @@ async def test_a_dropped_sandbox_leaves_no_connection_behind(front: Front, pod: 
 async def test_a_connection_that_stays_idle_is_closed(pod: Pod) -> None:
     service = Counting()
     assert pod.address
-    key = (pod.sandbox_id, pod.address, 8000)
-    pool = Pool(idle_s=0.01)
+    route = Route(pod, pod.address, 8000, b"/")
+    key = key_of(route)
+    pool = Pool(Dialler(), idle_s=0.01)
     async with talking(service, pod.address, 8000):
-        connection = await pool.connect(key)
+        connection = await pool.connect(route)
         connection.start(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", is_head_request=False)
         assert (await connection.head()).status == 200
         assert await connection.read() == (b"ok", False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
@@ -58,6 +58,48 @@ async def test_the_host_is_passed_on_as_the_client_sent_it(front: Front, client:
     assert ["host", host] in seen["headers"]
 
 
+async def test_a_masked_host_is_what_services_see(front: Front, client: httpx.AsyncClient) -> None:
+    pod = front.pods.add(Pod("imasked", new_address(), mask_request_host="app-${PORT}.internal:${PORT}"))
+    for port in (8000, 50005, 49983):
+        front.serve(pod, mirror, port=port)
+
+    async def hosts(port: int) -> list[str]:
+        seen = (await client.get("/", headers=to(pod, port))).json()
+        return [value for name, value in seen["headers"] if name == "host"]
+
+    assert await hosts(8000) == ["app-8000.internal:8000"]
+    assert await hosts(50005) == ["app-50005.internal:50005"]
+    assert await hosts(49983) == [f"127.0.0.1:{front.server.port}"]
+
+
+async def test_the_traffic_token_is_for_the_edge_only(front: Front, client: httpx.AsyncClient) -> None:
+    pod = front.pods.add(Pod("isecured", new_address(), traffic_access_token="traffic-token"))
+    front.serve(pod, mirror, port=8000)
+    token = {"E2B-Traffic-Access-Token": "traffic-token"}
+    seen = (await client.get("/", headers=to(pod, 8000) | token)).json()
+    assert "e2b-traffic-access-token" not in {name for name, _ in seen["headers"]}
+    refused = await client.get("/", headers=to(pod, 8000))
+    assert refused.status_code == 403
+    text = "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing"
+    assert refused.json() == {"sandboxId": "isecured", "message": text, "code": 403}
+    page = await client.get("/", headers=to(pod, 8000) | {"Accept": "text/html"})
+    assert (page.status_code, page.headers["content-type"]) == (403, "text/html; charset=utf-8")
+
+
+@pytest.mark.parametrize("change", [str.lower, str.upper, str.swapcase])
+async def test_header_names_can_be_in_any_case(front: Front, change: Callable[[str], str]) -> None:
+    pod = front.sandbox(mirror, port=8000)
+    headers = to(pod, 8000) | {"Content-Length": "2", "Host": f"1-inobody.{DOMAIN}"}
+    lines = "".join(f"{change(name)}: {value}\r\n" for name, value in headers.items())
+    reader, writer = await asyncio.open_connection(front.server.host, front.server.port)
+    writer.write(f"POST / HTTP/1.1\r\n{lines}\r\nok".encode())
+    async with asyncio.timeout(10):
+        assert b" 200 " in await reader.readline()
+        assert b'"body": "ok"' in await reader.readuntil(b'"ok"')
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_the_mcp_path_loses_its_prefix_and_keeps_its_query(front: Front, client: httpx.AsyncClient) -> None:
     pod = front.sandbox(mirror, port=50005)
     seen = (await client.post(f"/sandboxes/{pod.sandbox_id}/mcp?a=1", json={})).json()
@@ -86,14 +128,15 @@ async def test_hop_by_hop_headers_end_at_the_edge(front: Front, client: httpx.As
     assert seen["body"] == "x"
 
 
-async def test_a_chunked_body_arrives_whole(front: Front, client: httpx.AsyncClient) -> None:
-    pod = front.sandbox(mirror, port=8000)
+@pytest.mark.parametrize("port", [49983, 50005, 8000])
+async def test_a_chunked_body_arrives_whole(front: Front, client: httpx.AsyncClient, port: int) -> None:
+    pod = front.sandbox(mirror, port=port)
 
     async def pieces() -> AsyncIterator[bytes]:
         for piece in (b"one,", b"", b"two,", b"three"):
             yield piece
 
-    seen = (await client.post("/", headers=to(pod, 8000), content=pieces())).json()
+    seen = (await client.post("/", headers=to(pod, port), content=pieces())).json()
     assert seen["body"] == "one,two,three"
     assert ["transfer-encoding", "chunked"] in seen["headers"]
 
@@ -160,6 +203,24 @@ async def test_a_body_that_ends_with_the_connection_arrives_whole(front: Front, 
     async with talking(conversation, pod.address, 8000):
         response = await client.get("/", headers=to(pod, 8000))
         assert response.content == b"x" * 300_000
+
+
+async def test_trailers_of_an_answer_end_at_the_edge(front: Front, client: httpx.AsyncClient) -> None:
+    trailers = b"".join(b"X-Trailer-%d: 1\r\n" % number for number in range(5_000))
+
+    async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nTrailer: X-Trailer-1\r\nTransfer-Encoding: chunked\r\n\r\n")
+            writer.write(b"2\r\nok\r\n0\r\n" + trailers + b"\r\n")
+
+    pod = front.pods.add(Pod("itrails", new_address()))
+    assert pod.address
+    async with talking(conversation, pod.address, 8000):
+        for _ in range(3):
+            response = await client.get("/", headers=to(pod, 8000))
+            assert (response.status_code, response.text) == (200, "ok")
+            assert not {"trailer", "x-trailer-1"} & set(response.headers)
 
 
 async def test_interim_responses_are_skipped(front: Front, client: httpx.AsyncClient) -> None:

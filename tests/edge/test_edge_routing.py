@@ -9,15 +9,16 @@ import pytest
 from e2b.sandbox.signature import get_signature
 
 from app.edge.answers import Refusal
-from app.edge.routing import Route, Router
+from app.edge.routing import Asleep, Route, Router
 from tests.edge.serving import Pod, Pods
 
 PODS = Pods(
-    {
-        "i1": Pod("i1", "127.0.0.1", "token-one"),
-        "i2": Pod("i2", "127.0.0.2", "token-two"),
-        "ipaused": Pod("ipaused", None, "token-three"),
-    }
+    Pod("i1", "127.0.0.1", "token-one"),
+    Pod("i2", "127.0.0.2", "token-two"),
+    Pod("ipaused", None, "token-three"),
+    Pod("iasleep", None, "token-four", may_resume=True),
+    Pod("iprivate", "127.0.0.3", "token-five", traffic_access_token="traffic-token"),
+    Pod("iprivateasleep", None, "token-six", traffic_access_token="traffic-token", may_resume=True),
 )
 NOT_FOUND = "The sandbox was not found"
 
@@ -32,7 +33,7 @@ def resolve(
     method: str = "GET",
     domain: str | None = "sbx.example.test:8443",
 ) -> tuple[Any, ...] | None:
-    """(sandbox, port, path) of a route, (status, message) of a refusal, None for the API."""
+    """(sandbox, port, path) of a route, (status, message) of a refusal, (sandbox,) of one asleep, None for the API."""
     given = [("host", host), *(headers or {}).items(), *(pairs or [])]
     scope = {
         "type": "http",
@@ -47,6 +48,8 @@ def resolve(
             return route.target.sandbox_id, route.port, route.path.decode()
         case Refusal() as refusal:
             return refusal.status, refusal.message
+        case Asleep() as asleep:
+            return (asleep.sandbox_id,)
         case _:
             return None
 
@@ -232,3 +235,73 @@ def test_a_signature_that_fits_no_sandbox_is_refused() -> None:
 
 def test_files_without_a_signature_are_the_apis() -> None:
     assert resolve("/files", query="path=/x") is None
+
+
+MISSING = (
+    403,
+    "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing",
+)
+INVALID = (
+    403,
+    "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' is invalid",
+)
+NOT_RESUMED = (
+    403,
+    "This sandbox can't be resumed with the credentials provided. Check your access token and try again.",
+)
+
+
+@pytest.mark.parametrize("port", ["80", "8000", "50005"])
+def test_a_private_sandbox_asks_for_its_traffic_token_at_all_ports_but_the_agents(port: str) -> None:
+    to = {"E2b-Sandbox-Id": "iprivate", "E2b-Sandbox-Port": port}
+    assert resolve(headers=to) == MISSING
+    assert resolve(headers=to | {"E2b-Traffic-Access-Token": ""}) == MISSING
+    assert resolve(headers=to | {"E2b-Traffic-Access-Token": "traffic-tokeN"}) == INVALID
+    assert resolve(headers=to | {"E2b-Traffic-Access-Token": "token-five"}) == INVALID
+    assert resolve(headers=to | {"E2b-Traffic-Access-Token": "traffic-token"}) == ("iprivate", int(port), "/")
+
+
+def test_a_private_sandbox_asks_for_its_traffic_token_on_every_way_to_a_port() -> None:
+    token = {"E2B-TRAFFIC-ACCESS-TOKEN": "traffic-token"}
+    assert resolve(host="8000-iprivate.sbx.example.test") == MISSING
+    assert resolve(host="8000-iprivate.sbx.example.test", headers=token) == ("iprivate", 8000, "/")
+    assert resolve("/sandboxes/iprivate/mcp") == MISSING
+    assert resolve("/sandboxes/iprivate/mcp", headers=token) == ("iprivate", 50005, "/mcp")
+
+
+def test_the_agent_of_a_private_sandbox_has_a_token_of_its_own() -> None:
+    assert routed("iprivate", "49983", "/health") == ("iprivate", 49983, "/health")
+
+
+def test_a_traffic_token_opens_no_private_port() -> None:
+    headers = {"E2b-Sandbox-Id": "iprivate", "E2b-Traffic-Access-Token": "traffic-token"}
+    for port in ("49984", "50006"):
+        assert resolve(headers=headers | {"E2b-Sandbox-Port": port}) == (404, "Not found")
+
+
+def test_a_public_sandbox_takes_any_traffic_token() -> None:
+    headers = {"E2b-Sandbox-Id": "i1", "E2b-Sandbox-Port": "80", "E2b-Traffic-Access-Token": "whatever"}
+    assert resolve(headers=headers) == ("i1", 80, "/")
+
+
+def test_traffic_to_a_paused_sandbox_that_it_may_resume_finds_it_asleep() -> None:
+    assert routed("iasleep", "8000") == ("iasleep",)
+    assert resolve("/sandboxes/iasleep/mcp") == ("iasleep",)
+    assert resolve(host="3000-iasleep.sbx.example.test") == ("iasleep",)
+
+
+def test_only_who_could_use_the_agent_resumes_a_sandbox_by_its_port() -> None:
+    to = {"E2b-Sandbox-Id": "iasleep", "E2b-Sandbox-Port": "49983"}
+    assert resolve("/health", headers=to) == NOT_RESUMED
+    assert resolve("/health", headers=to | {"X-Access-Token": "token-one"}) == NOT_RESUMED
+    assert resolve("/health", headers=to | {"X-Access-Token": "token-four"}) == ("iasleep",)
+    assert resolve("/files", headers=to, query="path=/x&signature=v1_forged") == NOT_RESUMED
+    assert signed("GET", "read", token="token-four") == ("iasleep",)
+
+
+def test_a_sandbox_is_not_resumed_for_what_would_be_refused() -> None:
+    assert routed("iasleep", "50006") == (404, "Not found")
+    assert routed("iasleep", "49983", "/init") == (404, "Not found")
+    assert routed("iprivateasleep", "8000") == MISSING
+    headers = {"E2b-Sandbox-Id": "iprivateasleep", "E2b-Sandbox-Port": "8000"}
+    assert resolve(headers=headers | {"E2b-Traffic-Access-Token": "traffic-token"}) == ("iprivateasleep",)

@@ -11,9 +11,11 @@ import httpx
 import psutil
 import pytest
 from starlette.types import Receive, Scope, Send
+from websockets.asyncio.client import connect
 
 from tests.edge.conftest import Front, to
 from tests.edge.serving import Pod, answer, new_address, talking, until, with_lifespan
+from tests.edge.test_edge_websocket import Echo, ws
 
 MIB = 1024 * 1024
 PIECE = bytes(range(256)) * 256  # 64 KiB
@@ -23,8 +25,8 @@ def memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-async def test_256_mib_go_up_and_down_with_flat_memory(front: Front, client: httpx.AsyncClient) -> None:
-    size = 256 * MIB
+async def test_a_gib_goes_up_and_down_with_flat_memory(front: Front, client: httpx.AsyncClient) -> None:
+    size = 1024 * MIB
 
     @with_lifespan
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,6 +151,32 @@ async def test_events_arrive_one_by_one(front: Front, client: httpx.AsyncClient)
             assert await anext(events) == b"data: %d\n\n" % number
             go_on.release()  # the next event is sent only now
         assert [rest async for rest in events] == []
+
+
+async def test_streams_may_be_silent(front: Front, client: httpx.AsyncClient) -> None:
+    """For longer than any time-out of a connection that is idle, being opened or being closed."""
+    go_on = threading.Event()
+
+    @with_lifespan
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await asyncio.to_thread(go_on.wait, 60)
+        await send({"type": "http.response.body", "body": b"last"})
+
+    pod = front.sandbox(app, port=8000)
+    front.serve(pod, Echo(), port=8888)
+    async with (
+        client.stream("GET", "/", headers=to(pod, 8000), timeout=None) as response,
+        connect(ws(front), additional_headers=to(pod, 8888), proxy=None, ping_interval=None) as websocket,
+    ):
+        pieces = response.aiter_raw()
+        assert await anext(pieces) == b"first"
+        await asyncio.sleep(6.5)
+        go_on.set()
+        assert await anext(pieces) == b"last"
+        await websocket.send("still here")
+        assert await websocket.recv() == "still here"
 
 
 async def test_both_directions_flow_at_once(front: Front) -> None:

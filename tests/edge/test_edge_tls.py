@@ -142,7 +142,8 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 async def listener(ca: LocalCa) -> AsyncIterator[TlsListener]:
     pod = Pod("isandbox", new_address())
     assert pod.address
-    async with Edge(application, Pods({pod.sandbox_id: pod}), sandbox_domain=DOMAIN) as edge:
+    pods = Pods(pod)
+    async with Edge(application, pods, sandbox_domain=DOMAIN, resume=pods.resume) as edge:
         with serving(with_lifespan(application), pod.address, 50005):
             async with TlsListener(edge, host="127.0.0.1", port=0, key_pair=lambda: ca.key_pair(DOMAIN)) as listener:
                 yield listener
