@@ -159,13 +159,22 @@ class LiveSandbox:
         return self.sandbox.secrets.access_token
 
     @property
+    def dial_token(self) -> str:
+        """What the agent wants to see before it connects to a loopback port of the workspace."""
+        return self.pod.secrets.stdio_token
+
+    @property
+    def traffic_access_token(self) -> str | None:
+        return self.sandbox.secrets.traffic_token
+
+    @property
+    def mask_request_host(self) -> str | None:
+        return self.sandbox.network.mask_request_host
+
+    @property
     def may_resume(self) -> bool:
-<<<<<<< Updated upstream
         """Whether traffic may wake it. A filesystem-only pause lasts until somebody connects."""
         return self.sandbox.lifecycle.auto_resume and self.sandbox.pause_mode is PauseMode.MEMORY
-=======
-        return False
->>>>>>> Stashed changes
 
     @property
     def dial_token(self) -> str:
@@ -175,16 +184,8 @@ class LiveSandbox:
     @property
     def traffic_access_token(self) -> str | None:
         """None: everybody may reach its services."""
-<<<<<<< Updated upstream
         return None if self.sandbox.network.allow_public_traffic else self.sandbox.secrets.traffic_token
 
     @property
     def mask_request_host(self) -> str | None:
         return self.sandbox.network.mask_request_host
-=======
-        return None
-
-    @property
-    def mask_request_host(self) -> str | None:
-        return None
->>>>>>> Stashed changes
