@@ -25,11 +25,7 @@ from app.engines.docker_engine import DockerEngine
 from app.engines.images import ImageTags, image_tags
 from app.engines.interface import Engine, Limits
 from app.engines.network_guard import AllowedTarget
-<<<<<<< Updated upstream
 from app.errors import Problem
-=======
-from app.errors import NotFound
->>>>>>> Stashed changes
 from app.home import write_file
 from app.ids_and_time import utc_now
 from app.sandboxes.directory import Directory
@@ -112,19 +108,12 @@ def make_app(settings: Settings) -> Edge:
             yield
 
     async def resume(sandbox_id: str) -> None:
-<<<<<<< Updated upstream
         parts: Parts = api.state.parts
         await parts.service.resume_for_traffic(sandbox_id)
 
     api = make_api(lifespan)
     edge = Edge(api, directory, sandbox_domain=settings.sandbox_domain, resume=resume)
     directory.on_cut_off(edge.drop)
-=======
-        raise NotFound(f"Sandbox {sandbox_id} is not paused.")
-
-    edge = Edge(make_api(lifespan), directory, sandbox_domain=settings.sandbox_domain, resume=resume)
-    directory.on_removal(edge.drop)
->>>>>>> Stashed changes
     return edge
 
 
