@@ -23,6 +23,11 @@ def new_pod_id() -> str:
     return "p" + _random(19)
 
 
+def new_template_id() -> str:
+    """`t` and 19 characters of lower-case base32, for templates and snapshots: also valid as the name of one."""
+    return "t" + _random(19)
+
+
 def new_token() -> str:
     """A secret of 256 bits, 64 hexadecimal digits."""
     return secrets.token_hex(32)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 from fastapi import FastAPI
@@ -30,13 +32,16 @@ from app.home import write_file
 from app.ids_and_time import utc_now
 from app.sandboxes.directory import Directory
 from app.sandboxes.models import CreateSandbox
-from app.sandboxes.planning import Blueprint, SandboxPlan, plan_sandbox
+from app.sandboxes.planning import WORKSPACE_CAPABILITIES, Blueprint, SandboxPlan, check_known, plan_sandbox
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
 from app.sandboxes.reconciler import Reconciler
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
 from app.settings import ROOT, Settings, SettingsError
 from app.templates import TemplateService
+from app.templates.base_images import BuildSettings, read_scripts
+from app.templates.store import TemplateStore
+from app.templates.uploads import Uploads
 from app.vault import Vault
 
 _FIRST_KEY_FILE = "api-key"
@@ -68,7 +73,16 @@ def make_app(settings: Settings) -> Edge:
             store = Store(database, make_vault(settings))
             blueprint = _blueprint(settings, tags)
             gateways = GatewayClient(http)
-            templates = TemplateService()
+            template_store = TemplateStore(database, make_vault(settings))
+            templates = TemplateService(
+                store=template_store,
+                engine=engine,
+                uploads=Uploads(settings.home / "template-files", largest_mib=settings.upload_limit_mib, now=utc_now),
+                settings=_build_settings(settings, tags),
+                in_use=store.template_in_use,
+                server_images=lambda key: _images_of_server(key, catalog),
+                now=utc_now,
+            )
             reconciler = Reconciler(
                 store=store,
                 engine=engine,
@@ -95,10 +109,16 @@ def make_app(settings: Settings) -> Edge:
                 service=service,
                 catalog=catalog,
                 catalog_importer=importer,
-                settings=SettingsOfApi(public_url=public_url(settings), sandbox_domain=settings.sandbox_domain),
+                templates=templates,
+                settings=SettingsOfApi(
+                    public_url=public_url(settings),
+                    sandbox_domain=settings.sandbox_domain,
+                    sandbox_size=(math.ceil(settings.cpus), settings.memory_mib),
+                ),
             )
             await stack.enter_async_context(edge)
-            await stack.enter_async_context(_running(reconciler))
+            await stack.enter_async_context(_running(reconciler.run, "reconciler"))
+            await stack.enter_async_context(_running(templates.builder.run, "template builder"))
             await stack.enter_async_context(_watching(importer))
             if settings.sandbox_domain is not None and settings.tls_port is not None:
                 key_pair = _key_pair_of(settings, settings.sandbox_domain)
@@ -124,7 +144,9 @@ async def check_start(settings: Settings) -> None:
     """
     _check_egress_allow(settings)
     async with _database(settings) as database:
-        await Store(database, make_vault(settings)).check_secrets()
+        vault = make_vault(settings)
+        await Store(database, vault).check_secrets()
+        await TemplateStore(database, vault).check_secrets()
     if settings.sandbox_domain is not None and settings.tls_port is not None:
         make_server_context(_key_pair_of(settings, settings.sandbox_domain)())
 
@@ -219,9 +241,10 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
-async def _running(reconciler: Reconciler) -> AsyncIterator[None]:
+async def _running(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]], name: str) -> AsyncIterator[None]:
+    """Let something work in the background; it is ready then."""
     ready = asyncio.Event()
-    task = asyncio.create_task(reconciler.run(ready), name="reconciler")
+    task = asyncio.create_task(run(ready), name=name)
     await ready.wait()
     try:
         yield
@@ -248,6 +271,25 @@ def _blueprint(settings: Settings, tags: ImageTags) -> Blueprint:
         server_start_timeout_s=settings.server_start_timeout_s,
         github_url=settings.github_url,
     )
+
+
+def _build_settings(settings: Settings, tags: ImageTags) -> BuildSettings:
+    return BuildSettings(
+        namespace=f"sandgate-{installation_name(settings.home)}",
+        workspace_image=tags.workspace,
+        aliases=settings.image_aliases,
+        limits=Limits(memory_mib=settings.memory_mib, cpus=settings.cpus, pids=settings.pids),
+        capabilities=WORKSPACE_CAPABILITIES,
+        timeout_s=settings.build_timeout_s,
+        scripts=read_scripts(ROOT / "sandbox_images" / "templates"),
+    )
+
+
+def _images_of_server(key: str, catalog: Catalog) -> tuple[str, ...]:
+    """What has to be on the engine for an MCP server. Raises: InvalidRequest for an unknown one."""
+    check_known([key], catalog)
+    definition = catalog.find(key)
+    return (definition.image,) if definition is not None and definition.image is not None else ()
 
 
 async def _warm_plans(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 from difflib import get_close_matches
@@ -66,6 +67,25 @@ class Settings(BaseSettings):
     """Most processes and threads in one container."""
     server_start_timeout_s: float = Field(30.0, gt=0)
     """How long an MCP server may take to answer `initialize`, unless its catalog entry says more."""
+
+    image_aliases: Annotated[dict[str, str], NoDecode] = {}
+    """`<image>=<image>` with commas, or a JSON object: what templates name -> the image to use instead."""
+    upload_limit_mib: int = Field(2048, gt=0)
+    """Largest archive of files for one COPY of a template."""
+    build_timeout_s: float = Field(3600.0, gt=0)
+    """How long the build of a template may take."""
+
+    @field_validator("image_aliases", mode="before")
+    @classmethod
+    def _aliases(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("{"):
+            return json.loads(value)
+        pairs = [entry.partition("=") for entry in value.split(",") if entry.strip()]
+        if not all(name.strip() and image.strip() for name, _, image in pairs):
+            raise ValueError("write <image>=<image>, with commas between them, or a JSON object")
+        return {name.strip(): image.strip() for name, _, image in pairs}
 
     @field_validator("pool", mode="before")
     @classmethod

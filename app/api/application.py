@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import catalog, health, sandboxes
+from app.api import catalog, health, sandboxes, templates
 from app.api.errors import install_error_handlers
 from app.api.limits import BodyLimit
 
@@ -23,6 +23,6 @@ def make_api(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -
     )
     api.add_middleware(BodyLimit)
     install_error_handlers(api)
-    for router in (sandboxes.router, catalog.router, health.router):
+    for router in (sandboxes.router, templates.router, catalog.router, health.router):
         api.include_router(router)
     return api

@@ -11,6 +11,7 @@ from app.accounts import Accounts
 from app.catalog import Catalog
 from app.catalog.importing import CatalogImporter
 from app.sandboxes.service import SandboxService
+from app.templates import TemplateService
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class SettingsOfApi:
     public_url: str
     """Without a trailing slash."""
     sandbox_domain: str | None
+    sandbox_size: tuple[int, int]
+    """CPUs and MiB of memory, where a template does not say otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Parts:
     service: SandboxService
     catalog: Catalog
     catalog_importer: CatalogImporter
+    templates: TemplateService
     settings: SettingsOfApi
 
 
@@ -49,6 +53,10 @@ def _catalog_importer(request: Request) -> CatalogImporter:
     return _parts(request).catalog_importer
 
 
+def _templates(request: Request) -> TemplateService:
+    return _parts(request).templates
+
+
 def _settings(request: Request) -> SettingsOfApi:
     return _parts(request).settings
 
@@ -57,4 +65,5 @@ AccountsDep = Annotated[Accounts, Depends(_accounts)]
 SandboxServiceDep = Annotated[SandboxService, Depends(_service)]
 CatalogDep = Annotated[Catalog, Depends(_catalog)]
 CatalogImporterDep = Annotated[CatalogImporter, Depends(_catalog_importer)]
+TemplateServiceDep = Annotated[TemplateService, Depends(_templates)]
 SettingsOfApiDep = Annotated[SettingsOfApi, Depends(_settings)]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.catalog.documents import MAX_DOCUMENT_BYTES
 
 MAX_BODY_BYTES = 1024 * 1024
+_STREAMED = re.compile(r"/volumecontent/[^/]+/file|/templates/.+/files/[^/]+")
+"""Paths whose bodies are passed on as they come and may have any size."""
 LARGER_BODIES = {"/api/v1/catalog/imports": MAX_DOCUMENT_BYTES}
 """Paths that take more."""
 
@@ -19,7 +23,7 @@ class BodyLimit:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or _STREAMED.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
         limit = LARGER_BODIES.get(scope["path"], MAX_BODY_BYTES)

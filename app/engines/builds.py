@@ -107,6 +107,10 @@ class Builds(Protocol):
         """
         ...
 
+    async def name_image(self, image: str, name: str) -> None:
+        """Give an image one more name. Raises: ImageMissing."""
+        ...
+
     async def images(self, repository: str) -> list[NamedImage]:
         """Names of the form `<repository>:<tag>`."""
         ...

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import tarfile
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -35,11 +36,14 @@ from app.engines.docker_client import DockerClient
 from app.engines.docker_helpers import remove_container
 from app.engines.docker_networks import DockerNetworks
 from app.engines.docker_pods import PodNetwork
+from app.errors import EngineError
 
 T = TypeVar("T")
 
 TRANSFER_S = 1800
 """The engine answers nothing while it copies or commits a whole image; a client for builds has to wait that long."""
+_PREPARE_WAIT_S = 30
+_PREPARE_POLL_S = 0.1
 _CHUNK = 1024 * 1024
 
 
@@ -72,7 +76,7 @@ class DockerBuilds:
         await self._client.call(pull, doing=f"pull image {image}", image=image)
 
     async def run(self, step: BuildStep, on_output: OnOutput) -> int:
-        network = self._networks.for_pod(egress=True)
+        network = await self._network()
         container = f"{self._prefix}{step.build_id}-{uuid4().hex[:12]}"
         under_way: list[asyncio.Future[Any]] = []
 
@@ -99,6 +103,10 @@ class DockerBuilds:
         finally:
             await _in_spite_of_cancellation(self._remove(container, under_way))
 
+    async def name_image(self, image: str, name: str) -> None:
+        repository, tag = _split(name)
+        await self._client.call(lambda api: api.tag(image, repository, tag), doing=f"name image {name}", image=image)
+
     async def images(self, repository: str) -> list[NamedImage]:
         def listing(api: docker.APIClient) -> list[NamedImage]:
             return [
@@ -119,6 +127,17 @@ class DockerBuilds:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+    async def _network(self) -> PodNetwork:
+        """A build that comes right after the start waits until the guard is in place. Raises: EngineError."""
+        give_up_at = time.monotonic() + _PREPARE_WAIT_S
+        while True:
+            try:
+                return self._networks.for_pod(egress=True)
+            except EngineError:
+                if time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(_PREPARE_POLL_S)
 
     async def _remove(self, container: str, under_way: list[asyncio.Future[Any]]) -> None:
         """Whatever its state, and once more when no thread can have made it meanwhile."""

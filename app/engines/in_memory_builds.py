@@ -70,6 +70,13 @@ class InMemoryBuilds:
             self.labels[step.result.name] = self.labels.get(step.image.removeprefix("sha256:"), {})
         return code
 
+    async def name_image(self, image: str, name: str) -> None:
+        await self._answer(f"name image {name}")
+        if image not in self._images:
+            raise ImageMissing(image)
+        self._images[name] = self._images[image]
+        self.labels[name] = self.labels.get(image, {})
+
     async def images(self, repository: str) -> list[NamedImage]:
         await self._answer(f"list images of {repository}")
         made = datetime(2026, 1, 1, tzinfo=UTC)

@@ -39,7 +39,7 @@ _BRIDGE_IN_SERVER = "/.sandgate/stdio-bridge"
 _SOCKET_DIRECTORY = "/run/sandgate-server"
 _POD_START_S = 60.0
 
-_WORKSPACE_CAPABILITIES = (
+WORKSPACE_CAPABILITIES = (
     "AUDIT_WRITE",
     "CHOWN",
     "DAC_OVERRIDE",
@@ -128,7 +128,7 @@ def plan_sandbox(
             pids=default.pids,
         ),
         new_privileges=True,
-        capabilities=_WORKSPACE_CAPABILITIES,
+        capabilities=WORKSPACE_CAPABILITIES,
     )
     gateway: GatewayPlan | None = None
     containers: tuple[ContainerSpec, ...] = (workspace,)

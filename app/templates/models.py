@@ -68,3 +68,91 @@ class BuildStatus(StrEnum):
     BUILDING = "building"
     READY = "ready"
     ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    id: str
+    team_id: str
+    kind: Kind
+    name: str | None
+    """Unique in the team; only a snapshot may be without."""
+    public: bool
+    created_at: datetime
+    updated_at: datetime
+    spawn_count: int = 0
+    last_spawned_at: datetime | None = None
+    sandbox_id: str | None = None
+    """What a snapshot was taken of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """How the sandboxes of a build are run; see ResolvedTemplate."""
+
+    user: str = DEFAULT_USER
+    workdir: str | None = DEFAULT_WORKDIR
+    envs: Mapping[str, str] = field(default_factory=dict, repr=False)
+    start_command: str | None = field(default=None, repr=False)
+    ready_command: str | None = field(default=None, repr=False)
+
+
+LogLevel = Literal["debug", "info", "warn", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    at: datetime
+    message: str
+    level: LogLevel = "info"
+    step: str | None = None
+    """`base`, `finalize`, or the number of a step, counted from 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildFailure:
+    message: str
+    step: str | None = None
+    """As in LogLine."""
+    log: tuple[LogLine, ...] = ()
+    """What the failed step printed last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    id: str
+    """A UUID, as the SDKs want it."""
+    template_id: str
+    status: BuildStatus
+    created_at: datetime
+    wanted_tags: tuple[str, ...] = ()
+    """Tags that the build gets once it is ready."""
+    failure: BuildFailure | None = None
+    image: str | None = None
+    cpus: int | None = None
+    memory_mib: int | None = None
+    has_gateway: bool = False
+    runs: Runs = Runs()
+    started_at: datetime | None = None
+    """When its steps were sent."""
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tag:
+    tag: str
+    build_id: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateView:
+    """A template as lists show it."""
+
+    template: Template
+    build: Build
+    """The newest one that is ready, else the newest."""
+    builds: tuple[Build, ...]
+    """All of them, newest first."""
+    namespace: str
+    """With which other teams name it."""
