@@ -175,17 +175,3 @@ class LiveSandbox:
     def may_resume(self) -> bool:
         """Whether traffic may wake it. A filesystem-only pause lasts until somebody connects."""
         return self.sandbox.lifecycle.auto_resume and self.sandbox.pause_mode is PauseMode.MEMORY
-
-    @property
-    def dial_token(self) -> str:
-        """What the agent's door asks for."""
-        return self.pod.secrets.stdio_token
-
-    @property
-    def traffic_access_token(self) -> str | None:
-        """None: everybody may reach its services."""
-        return None if self.sandbox.network.allow_public_traffic else self.sandbox.secrets.traffic_token
-
-    @property
-    def mask_request_host(self) -> str | None:
-        return self.sandbox.network.mask_request_host
