@@ -37,9 +37,10 @@ from app.main import (
     public_url,
     sandbox_images,
 )
-from app.sandboxes.store import Store
+from app.secrets.at_rest import renew_stored_secrets
 from app.settings import ROOT, Settings, read_settings
 from app.terminal import console, out, with_database
+from app.volumes.volumes import forget_all_volumes
 
 # Clients keep idle connections for up to 300 s (E2B SDKs); the server must not be the one to close them first.
 _KEEP_ALIVE_S = 310
@@ -113,24 +114,31 @@ def doctor() -> None:
 
 
 @app.command()
-def uninstall() -> None:
+def uninstall(
+    with_volumes: Annotated[
+        bool, typer.Option("--volumes", help="Volumes too, with everything in them. There is no way back.")
+    ] = False,
+) -> None:
     """Take every sandbox, network and packet filter rule of this installation off the container engine.
 
-    Images and the state in SANDGATE_HOME stay. Stop the server first.
+    Volumes, images and the state in SANDGATE_HOME stay. Stop the server first.
     """
     settings = read_settings()
 
     async def remove() -> None:
         engine = make_engine(settings, sandbox_images(settings))
         try:
-            await engine.remove_installation()
+            await engine.remove_installation(with_volumes=with_volumes)
         finally:
             await engine.aclose()
 
     with home_locked(settings.home):
         asyncio.run(remove())
+        if with_volumes:
+            with_database(forget_all_volumes)
+    kept = "and the images stay" if with_volumes else "stays, and so do the images and the volumes"
     out.print(
-        f"Nothing of this installation is left on the container engine. {settings.home} and the images stay.",
+        f"Nothing of this installation is left on the container engine. {settings.home} {kept}.",
         soft_wrap=True,
     )
 
@@ -170,7 +178,7 @@ def rotate_encryption() -> None:
     with home_locked(settings.home):
         vault = make_vault(settings)
         vault.add_key()
-        renewed = with_database(lambda database: Store(database, vault).renew_secrets())
+        renewed = with_database(lambda database: renew_stored_secrets(database, vault))
         vault.forget_old_keys()
     out.print(f"{renewed} stored secrets encrypted anew.")
 

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from app.accounts import Accounts
 from app.api.application import make_api
 from app.api.dependencies import Parts, SettingsOfApi
+from app.api.resources import Resources
 from app.catalog import Catalog
 from app.catalog.importing import CatalogImporter
 from app.catalog.sources import SourceStore
@@ -31,18 +32,24 @@ from app.errors import Problem
 from app.home import write_file
 from app.ids_and_time import utc_now
 from app.sandboxes.directory import Directory
+from app.sandboxes.journal import Journal
 from app.sandboxes.models import CreateSandbox
 from app.sandboxes.planning import WORKSPACE_CAPABILITIES, Blueprint, SandboxPlan, check_known, plan_sandbox
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
 from app.sandboxes.reconciler import Reconciler
+from app.sandboxes.sandbox_logs import SandboxLogs
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
+from app.sandboxes.telemetry import Metrics
+from app.secrets import Secrets
+from app.secrets.at_rest import check_stored_secrets
 from app.settings import ROOT, Settings, SettingsError
 from app.templates import TemplateService
 from app.templates.base_images import BuildSettings, read_scripts
 from app.templates.store import TemplateStore
 from app.templates.uploads import Uploads
 from app.vault import Vault
+from app.volumes import VolumeContent, VolumePods, Volumes
 
 _FIRST_KEY_FILE = "api-key"
 
@@ -70,10 +77,11 @@ def make_app(settings: Settings) -> Edge:
             importer = CatalogImporter(catalog, SourceStore(database), now=utc_now)
             await importer.reload()
             http = await stack.enter_async_context(make_http_client())
-            store = Store(database, make_vault(settings))
+            vault = make_vault(settings)
+            store = Store(database, vault)
             blueprint = _blueprint(settings, tags)
             gateways = GatewayClient(http)
-            template_store = TemplateStore(database, make_vault(settings))
+            template_store = TemplateStore(database, vault)
             templates = TemplateService(
                 store=template_store,
                 engine=engine,
@@ -116,10 +124,23 @@ def make_app(settings: Settings) -> Edge:
                     sandbox_size=(math.ceil(settings.cpus), settings.memory_mib),
                 ),
             )
+            journal = Journal(database, now=utc_now)
+            metrics = Metrics(directory, http, now=utc_now)
+            volume_pods = VolumePods(engine=engine, http=http, image=tags.workspace)
+            api.state.resources = Resources(
+                volumes=Volumes(database=database, vault=vault, engine=engine, pods=volume_pods, now=utc_now),
+                volume_content=VolumeContent(volume_pods, http),
+                secrets=Secrets(database=database, vault=vault, now=utc_now),
+                metrics=metrics,
+                logs=SandboxLogs(journal, engine, directory),
+            )
             await stack.enter_async_context(edge)
+            await stack.enter_async_context(_in_background(journal.run(), "journal"))
             await stack.enter_async_context(_running(reconciler.run, "reconciler"))
             await stack.enter_async_context(_running(templates.builder.run, "template builder"))
-            await stack.enter_async_context(_watching(importer))
+            await stack.enter_async_context(_in_background(importer.watch(), "catalog watch"))
+            await stack.enter_async_context(_in_background(metrics.run(), "metrics"))
+            await stack.enter_async_context(_in_background(volume_pods.run(), "volume pods"))
             if settings.sandbox_domain is not None and settings.tls_port is not None:
                 key_pair = _key_pair_of(settings, settings.sandbox_domain)
                 await stack.enter_async_context(
@@ -144,9 +165,7 @@ async def check_start(settings: Settings) -> None:
     """
     _check_egress_allow(settings)
     async with _database(settings) as database:
-        vault = make_vault(settings)
-        await Store(database, vault).check_secrets()
-        await TemplateStore(database, vault).check_secrets()
+        await check_stored_secrets(database, make_vault(settings))
     if settings.sandbox_domain is not None and settings.tls_port is not None:
         make_server_context(_key_pair_of(settings, settings.sandbox_domain)())
 
@@ -254,8 +273,8 @@ async def _running(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]], na
 
 
 @asynccontextmanager
-async def _watching(importer: CatalogImporter) -> AsyncIterator[None]:
-    task = asyncio.create_task(importer.watch(), name="catalog watch")
+async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    task = asyncio.create_task(work, name=name)
     try:
         yield
     finally:

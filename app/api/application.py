@@ -8,13 +8,13 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import catalog, health, sandboxes, templates
+from app.api import catalog, health, sandboxes, secrets, teams, telemetry, templates, volume_content, volumes
 from app.api.errors import install_error_handlers
 from app.api.limits import BodyLimit
 
 
 def make_api(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
-    """`lifespan` puts `dependencies.Parts` on `app.state.parts`."""
+    """`lifespan` puts `dependencies.Parts` on `app.state.parts`, and `resources.Resources` on `app.state.resources`."""
     api = FastAPI(
         title="Sandgate",
         version=__version__,
@@ -23,6 +23,7 @@ def make_api(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -
     )
     api.add_middleware(BodyLimit)
     install_error_handlers(api)
-    for router in (sandboxes.router, templates.router, catalog.router, health.router):
-        api.include_router(router)
+    # Telemetry first: its `/sandboxes/metrics` would otherwise be taken for a sandbox called `metrics`.
+    for part in (telemetry, sandboxes, templates, volumes, volume_content, secrets, teams, catalog, health):
+        api.include_router(part.router)
     return api

@@ -14,12 +14,19 @@ _header = APIKeyHeader(name="X-API-KEY", auto_error=False)
 _bearer = HTTPBearer(auto_error=False)
 
 
-async def _current_team(
-    accounts: AccountsDep,
+async def _presented_key(
     key: Annotated[str | None, Depends(_header)],
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> Team:
-    return await accounts.authenticate(key or (bearer.credentials if bearer is not None else None))
+) -> str | None:
+    return key or (bearer.credentials if bearer is not None else None)
+
+
+PresentedKey = Annotated[str | None, Depends(_presented_key)]
+"""As it was sent; whether it is one is `CurrentTeam`'s question."""
+
+
+async def _current_team(accounts: AccountsDep, key: PresentedKey) -> Team:
+    return await accounts.authenticate(key)
 
 
 CurrentTeam = Annotated[Team, Depends(_current_team)]

@@ -1,0 +1,143 @@
+"""What callers can do with volumes, and where they are recorded."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy import RowMapping, delete, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from app.database import Database
+from app.database.tables import volumes
+from app.engines.interface import Engine
+from app.errors import Conflict, InvalidRequest, NotFound, Unauthorized
+from app.ids_and_time import new_id, new_token
+from app.vault import Vault
+from app.volumes.failures import engine_errors_mapped
+from app.volumes.mounts import check_mount_paths
+from app.volumes.pods import VolumePods
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    id: str
+    name: str
+    token: str = field(repr=False)
+    """Lets whoever has it at the content, and at nothing else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountedVolume:
+    """A volume and where a workspace has it."""
+
+    volume_id: str
+    name: str
+    path: str
+
+
+async def forget_all_volumes(database: Database) -> None:
+    """Of every team, once the engine has none of them left."""
+    async with database.transaction() as connection:
+        await connection.execute(delete(volumes))
+
+
+class Volumes:
+    def __init__(
+        self, *, database: Database, vault: Vault, engine: Engine, pods: VolumePods, now: Callable[[], datetime]
+    ) -> None:
+        self._database = database
+        self._vault = vault
+        self._engine = engine
+        self._pods = pods
+        self._now = now
+
+    async def create(self, team_id: str, name: str) -> Volume:
+        """Raises: InvalidRequest (name malformed or taken), EngineAway, OutOfSpace, SandboxFailed."""
+        if not _NAME.fullmatch(name):
+            raise InvalidRequest("name: a volume's name has 1 to 128 of the letters a-z, A-Z, 0-9, _ and -.")
+        volume = Volume(id=new_id("vol"), name=name, token=new_token())
+        try:
+            async with self._database.transaction() as connection:
+                await connection.execute(
+                    insert(volumes).values(
+                        id=volume.id,
+                        team_id=team_id,
+                        name=name,
+                        created_at=self._now(),
+                        token_encrypted=self._vault.encrypt(volume.token),
+                    )
+                )
+        except IntegrityError:
+            raise InvalidRequest(f"name: there is a volume {name!r} already.") from None
+        try:
+            with engine_errors_mapped(f"Volume {name!r} could not be made"):
+                await self._engine.create_volume(volume.id)
+        except BaseException:
+            await self._forget(volume.id)
+            raise
+        return volume
+
+    async def list(self, team_id: str) -> list[Volume]:
+        """The team's volumes, oldest first."""
+        query = select(volumes).where(volumes.c.team_id == team_id).order_by(volumes.c.created_at, volumes.c.id)
+        async with self._database.transaction() as connection:
+            return [self._volume(row) for row in (await connection.execute(query)).mappings()]
+
+    async def get(self, team_id: str, volume_id: str) -> Volume:
+        """Raises: NotFound, also for another team's volume."""
+        async with self._database.transaction() as connection:
+            query = select(volumes).where(volumes.c.id == volume_id, volumes.c.team_id == team_id)
+            row = (await connection.execute(query)).mappings().one_or_none()
+        if row is None:
+            raise NotFound(f"Volume {volume_id} was not found.")
+        return self._volume(row)
+
+    async def delete(self, team_id: str, volume_id: str) -> None:
+        """With everything in it. Raises: NotFound, Conflict (a sandbox has it), EngineAway, SandboxFailed."""
+        volume = await self.get(team_id, volume_id)
+        with engine_errors_mapped(f"Volume {volume.name!r} could not be removed"):
+            async with self._pods.closed(volume_id):
+                if not await self._engine.remove_volume(volume_id):
+                    raise Conflict(f"Volume {volume.name!r} is mounted in a sandbox. Kill that sandbox first.")
+                await self._forget(volume_id)
+
+    async def admit(self, volume_id: str, token: str | None) -> None:
+        """Let the holder of a volume's token at its content. Raises: Unauthorized, whether or not there is a volume."""
+        async with self._database.transaction() as connection:
+            query = select(volumes.c.token_encrypted).where(volumes.c.id == volume_id)
+            encrypted = (await connection.execute(query)).scalar_one_or_none()
+        expected = new_token() if encrypted is None else str(self._vault.decrypt(encrypted))
+        if not hmac.compare_digest((token or "").encode(), expected.encode()):
+            raise Unauthorized(
+                f"This is not the token of volume {volume_id}, or the volume is gone. Send the volume's token as"
+                " Authorization: Bearer; GET /volumes/{volumeID} tells it."
+            )
+
+    async def resolve_mounts(self, team_id: str, wanted: Sequence[tuple[str, str]]) -> tuple[MountedVolume, ...]:
+        """The volumes that a create asks for, as pairs of name and path. Raises: InvalidRequest, NotFound."""
+        if not wanted:
+            return ()
+        paths = check_mount_paths([path for _, path in wanted])
+        names = {name for name, _ in wanted}
+        query = select(volumes.c.name, volumes.c.id).where(volumes.c.team_id == team_id, volumes.c.name.in_(names))
+        async with self._database.transaction() as connection:
+            id_of = {row.name: row.id for row in await connection.execute(query)}
+        if missing := sorted(names - id_of.keys()):
+            raise NotFound(f"volumeMounts: there is no volume {missing[0]!r}. POST /volumes makes one.")
+        return tuple(
+            MountedVolume(volume_id=id_of[name], name=name, path=path)
+            for (name, _), path in zip(wanted, paths, strict=True)
+        )
+
+    async def _forget(self, volume_id: str) -> None:
+        async with self._database.transaction() as connection:
+            await connection.execute(delete(volumes).where(volumes.c.id == volume_id))
+
+    def _volume(self, row: RowMapping) -> Volume:
+        return Volume(id=row["id"], name=row["name"], token=str(self._vault.decrypt(row["token_encrypted"])))
