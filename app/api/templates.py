@@ -162,17 +162,17 @@ class ListedTemplate(_Wire):
     build_id: str = Field(alias="buildID")
     cpu_count: int
     memory_mb: int = Field(alias="memoryMB")
-    disk_size_mb: int = Field(_DISK_MB, alias="diskSizeMB")
+    disk_size_mb: int = Field(alias="diskSizeMB")
     public: bool
     aliases: list[str]
     names: list[str]
     created_at: str
     updated_at: str
-    created_by: None = None
+    created_by: None
     last_spawned_at: str | None
     spawn_count: int
     build_count: int
-    envd_version: str = _ENVD_VERSION
+    envd_version: str
     build_status: _Status
     is_default: bool
 
@@ -185,8 +185,8 @@ class ListedBuild(_Wire):
     finished_at: str | None = None
     cpu_count: int
     memory_mb: int = Field(alias="memoryMB")
-    disk_size_mb: int = Field(_DISK_MB, alias="diskSizeMB")
-    envd_version: str = _ENVD_VERSION
+    disk_size_mb: int = Field(alias="diskSizeMB")
+    envd_version: str
 
 
 class TemplateDetail(ListedTemplate):
@@ -275,7 +275,11 @@ async def start_build(
     return Response(status_code=202)
 
 
-@router.get("/templates/{templateID:path}/builds/{buildID}/status", responses=describe_errors(400, 404))
+@router.get(
+    "/templates/{templateID:path}/builds/{buildID}/status",
+    response_model_exclude_none=True,  # the SDKs read null as an object
+    responses=describe_errors(400, 404),
+)
 async def get_build_status(
     template: TemplateRef,
     build_id: BuildId,
@@ -300,7 +304,11 @@ async def get_build_status(
     )
 
 
-@router.get("/templates/{templateID:path}/builds/{buildID}/logs", responses=describe_errors(400, 404))
+@router.get(
+    "/templates/{templateID:path}/builds/{buildID}/logs",
+    response_model_exclude_none=True,
+    responses=describe_errors(400, 404),
+)
 async def get_build_logs(
     template: TemplateRef,
     build_id: BuildId,
@@ -355,7 +363,11 @@ async def list_templates(
     return [ListedTemplate(**_listed(view, settings.sandbox_size)) for view in await templates.templates(team.id)]
 
 
-@router.get("/templates/{templateID:path}", responses=describe_errors(400, 404))
+@router.get(
+    "/templates/{templateID:path}",
+    response_model_exclude_unset=True,  # a build that is not finished has no time of that
+    responses=describe_errors(400, 404),
+)
 async def get_template(
     template: TemplateRef, team: CurrentTeam, templates: TemplateServiceDep, settings: SettingsOfApiDep
 ) -> TemplateDetail:
@@ -400,7 +412,10 @@ def _listed(view: TemplateView, size: tuple[int, int]) -> Mapping[str, Any]:
         "build_id": view.build.id,
         "cpu_count": view.build.cpus or size[0],
         "memory_mb": view.build.memory_mib or size[1],
+        "disk_size_mb": _DISK_MB,
         "public": template.public,
+        "created_by": None,
+        "envd_version": _ENVD_VERSION,
         "aliases": [template.name] if template.name else [],
         "names": _names(view),
         "created_at": rfc3339(template.created_at),
@@ -414,14 +429,17 @@ def _listed(view: TemplateView, size: tuple[int, int]) -> Mapping[str, Any]:
 
 
 def _listed_build(build: Build, size: tuple[int, int]) -> ListedBuild:
+    finished = {} if build.finished_at is None else {"finished_at": rfc3339(build.finished_at)}
     return ListedBuild(
         build_id=build.id,
         status=_status(build.status),
         created_at=rfc3339(build.created_at),
         updated_at=rfc3339(build.finished_at or build.started_at or build.created_at),
-        finished_at=None if build.finished_at is None else rfc3339(build.finished_at),
         cpu_count=build.cpus or size[0],
         memory_mb=build.memory_mib or size[1],
+        disk_size_mb=_DISK_MB,
+        envd_version=_ENVD_VERSION,
+        **finished,
     )
 
 
