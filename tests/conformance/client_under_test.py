@@ -9,69 +9,66 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import httpx2
 import mcp_types as types
-from mcp import Client
 from mcp.client.session import ClientRequestContext
-from mcp.client.streamable_http import streamable_http_client
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
-from tests.conformance.gateway import Gateway, gateway_in_front_of, http_upstream
+from tests.conformance.gateway import gateway_in_front_of, http_upstream
+from tests.gateway.running_gateway import RunningGateway
 
 Mode = Literal["auto", "legacy"]
 
 CALL_S = 15.0
 
 
-async def list_tools(gateway: Gateway, mode: Mode) -> None:
-    async with connected(gateway, mode) as client:
+async def list_tools(gateway: RunningGateway, mode: Mode) -> None:
+    async with gateway.client(mode) as client:
         await client.list_tools()
 
 
-async def only_connect(gateway: Gateway, mode: Mode) -> None:
-    async with connected(gateway, mode):
+async def only_connect(gateway: RunningGateway, mode: Mode) -> None:
+    async with gateway.client(mode):
         pass
 
 
-async def add_numbers(gateway: Gateway, mode: Mode) -> None:
-    async with connected(gateway, mode) as client:
+async def add_numbers(gateway: RunningGateway, mode: Mode) -> None:
+    async with gateway.client(mode) as client:
         await client.list_tools()
         await client.call_tool("add_numbers", {"a": 5, "b": 3})
 
 
-async def accept_defaults(gateway: Gateway, mode: Mode) -> None:
+async def accept_defaults(gateway: RunningGateway, mode: Mode) -> None:
     async def fill_in(_: ClientRequestContext, params: types.ElicitRequestParams) -> types.ElicitResult:
         assert isinstance(params, types.ElicitRequestFormParams)
         fields = params.requested_schema["properties"]
         return types.ElicitResult(action="accept", content={name: each["default"] for name, each in fields.items()})
 
-    async with connected(gateway, mode, elicitation_callback=fill_in) as client:
+    async with gateway.client(mode, elicitation_callback=fill_in) as client:
         await client.call_tool("test_client_elicitation_defaults", {})
 
 
-async def reconnect(gateway: Gateway, mode: Mode) -> None:
-    async with connected(gateway, mode) as client:
+async def reconnect(gateway: RunningGateway, mode: Mode) -> None:
+    async with gateway.client(mode) as client:
         await client.call_tool("test_reconnection", {})
 
 
-async def answer_input_requests(gateway: Gateway, mode: Mode) -> None:
+async def answer_input_requests(gateway: RunningGateway, mode: Mode) -> None:
     async def confirm(_: ClientRequestContext, __: types.ElicitRequestParams) -> types.ElicitResult:
         # Between two rounds of one call, another one that must not see anything of it.
         await client.call_tool("test_mrtr_unrelated", {})
         return types.ElicitResult(action="accept", content={"confirmed": True})
 
-    async with connected(gateway, mode, elicitation_callback=confirm) as client:
+    async with gateway.client(mode, elicitation_callback=confirm) as client:
         for tool in ("test_mrtr_echo_state", "test_mrtr_no_state", "test_mrtr_no_result_type"):
             await client.call_tool(tool, {})
 
 
-async def use_everything(gateway: Gateway, mode: Mode) -> None:
-    async with connected(gateway, mode) as client:
+async def use_everything(gateway: RunningGateway, mode: Mode) -> None:
+    async with gateway.client(mode) as client:
         for tool in (await client.list_tools()).tools:
             await client.call_tool(tool.name, {})
         for resource in (await client.list_resources()).resources:
@@ -80,31 +77,21 @@ async def use_everything(gateway: Gateway, mode: Mode) -> None:
             await client.get_prompt(prompt.name)
 
 
-async def call_what_the_suite_asks_for(gateway: Gateway, mode: Mode) -> None:
+async def call_what_the_suite_asks_for(gateway: RunningGateway, mode: Mode) -> None:
     calls = json.loads(os.environ["MCP_CONFORMANCE_CONTEXT"])["toolCalls"]
-    async with connected(gateway, mode) as client:
+    async with gateway.client(mode) as client:
         await client.list_tools()
         for call in calls:
             await client.call_tool(call["name"], call["arguments"])
 
 
-async def call_every_listed_tool(gateway: Gateway, mode: Mode) -> None:
-    async with connected(gateway, mode) as client:
+async def call_every_listed_tool(gateway: RunningGateway, mode: Mode) -> None:
+    async with gateway.client(mode) as client:
         for tool in (await client.list_tools()).tools:
             await client.call_tool(tool.name, dict.fromkeys(tool.input_schema.get("required", ()), "x"))
 
 
-@asynccontextmanager
-async def connected(gateway: Gateway, mode: Mode, **callbacks: Any) -> AsyncIterator[Client]:
-    async with httpx2.AsyncClient(
-        headers={"Authorization": f"Bearer {gateway.token}"}, timeout=CALL_S, trust_env=False
-    ) as http:
-        transport = streamable_http_client(gateway.url, http_client=http)
-        async with Client(transport, mode=mode, read_timeout_seconds=CALL_S, **callbacks) as client:
-            yield client
-
-
-STEPS: dict[str, Callable[[Gateway, Mode], Awaitable[None]]] = {
+STEPS: dict[str, Callable[[RunningGateway, Mode], Awaitable[None]]] = {
     "initialize": list_tools,
     "tools_call": add_numbers,
     "elicitation-sep1034-client-defaults": accept_defaults,
@@ -130,7 +117,7 @@ def main() -> None:
     scenario, revision = os.environ["MCP_CONFORMANCE_SCENARIO"], os.environ["MCP_CONFORMANCE_PROTOCOL_VERSION"]
     mode = downstream_mode(scenario, revision)
 
-    async def take_steps(gateway: Gateway) -> None:
+    async def take_steps(gateway: RunningGateway) -> None:
         async with asyncio.timeout(CALL_S):
             await STEPS[scenario](gateway, mode)
 

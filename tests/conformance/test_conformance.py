@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.gateway import Gateway, gateway_in_front_of, http_upstream, stdio_upstream
+from tests.conformance.gateway import gateway_in_front_of, http_upstream, stdio_upstream
 from tests.conformance.processes import fixture_over_http
 from tests.conformance.suite import (
     LEGACY,
@@ -22,6 +22,7 @@ from tests.conformance.suite import (
     run_server_scenarios,
     scored_server_scenarios,
 )
+from tests.gateway.running_gateway import TOKEN, RunningGateway
 
 SCORED = {LEGACY: 30, MODERN: 37}
 
@@ -89,7 +90,7 @@ def test_no_check_is_lost_through_the_gateway(
     direct: Mapping[str, Report], revision: str, upstream: str, tmp_path: Path
 ) -> None:
     with gateway_over(upstream, "both", tmp_path) as gateway:
-        through = run_server_scenarios(gateway.url, revision, results=tmp_path / "results", token=gateway.token)
+        through = run_server_scenarios(gateway.url, revision, results=tmp_path / "results", token=TOKEN)
     lost = through.lost_against(direct[revision])
     unexpected = [f"{check} {now}" for check, now in sorted(lost.items()) if check not in NOT_OFFERED]
     assert not unexpected, "\n".join(unexpected)
@@ -101,7 +102,7 @@ def test_only_what_cannot_be_translated_fails_across_eras(
     conformance_suite: None, revision: str, era: str, upstream: str, tmp_path: Path
 ) -> None:
     with gateway_over(upstream, era, tmp_path) as gateway:
-        report = run_server_scenarios(gateway.url, revision, results=tmp_path / "results", token=gateway.token)
+        report = run_server_scenarios(gateway.url, revision, results=tmp_path / "results", token=TOKEN)
     scored = set(scored_server_scenarios(revision))
     assert scored <= report.checks.keys()
     failed = report.failed() & scored
@@ -120,7 +121,7 @@ def test_the_gateway_passes_as_a_client_of_the_suites_server(
 
 
 @contextmanager
-def gateway_over(upstream: str, era: str, folder: Path) -> Iterator[Gateway]:
+def gateway_over(upstream: str, era: str, folder: Path) -> Iterator[RunningGateway]:
     """A gateway in front of a fixture of its own that speaks this era ("both", "legacy" or "modern")."""
     if upstream == "stdio":
         with gateway_in_front_of(stdio_upstream(era), folder) as gateway:

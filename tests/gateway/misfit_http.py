@@ -21,16 +21,20 @@ def _answer(status: str, content_type: str = "text/plain", body: bytes = b"") ->
 
 
 _ENDPOINT = b"event: endpoint\ndata: /messages?session=1\n\n"
+_ELSEWHERE = b"event: endpoint\ndata: http://localhost:1/messages\n\n"
 
 MISFITS = {
     "wants other credentials": Misfit(
         _answer("401 Unauthorized"), _answer("401 Unauthorized"), "refuses the configured"
     ),
     "is no MCP endpoint": Misfit(_answer("404 Not Found"), _answer("404 Not Found"), "must be the one of a streamable"),
-    "speaks the old transport": Misfit(
+    "speaks the old transport without taking messages": Misfit(
         _answer("405 Method Not Allowed"),
         _answer("200 OK", "text/event-stream", _ENDPOINT),
-        "speaks the HTTP+SSE transport of 2024-11-05",
+        "closed its event stream",
+    ),
+    "has its endpoint elsewhere": Misfit(
+        _answer("404 Not Found"), _answer("200 OK", "text/event-stream", _ELSEWHERE), "an endpoint at another host"
     ),
     "answers with a page": Misfit(
         _answer("200 OK", "text/html", b"<html>"), _answer("200 OK", "text/html", b"<html>"), "not JSON-RPC"

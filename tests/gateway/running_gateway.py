@@ -35,23 +35,29 @@ class RunningGateway:
     tokens: list[str] = field(default_factory=lambda: [TOKEN])
 
     def configure(self, servers: Mapping[str, Mapping[str, Any]], **options: Any) -> dict[str, Any]:
-        """Replace the configuration; `servers` maps names to transports. Returns the status once all have settled."""
+        """Replace the configuration; `servers` maps names to transports, or to whole entries with a transport in them.
+        Returns the status once all have settled."""
         self.put_config(servers, **options)
         return self.status(READY_S)
 
     def put_config(self, servers: Mapping[str, Mapping[str, Any]], **options: Any) -> None:
         start_timeout = options.pop("start_timeout_s", READY_S)
         entries = [
-            {"name": name, "startTimeoutS": start_timeout, "transport": transport}
-            for name, transport in servers.items()
+            {"name": name, "startTimeoutS": start_timeout, **(given if "transport" in given else {"transport": given})}
+            for name, given in servers.items()
         ]
         body = {"tokens": self.tokens, "naming": "auto", "stdioDoor": None, "servers": entries, **options}
         self.control.put("/config", json=body).raise_for_status()
 
-    def status(self, wait_s: float = 0) -> dict[str, Any]:
+    def status(self, wait_s: float = 0, **query: str) -> dict[str, Any]:
         """Server name -> its status."""
-        answer = self.control.get("/status", params={"wait": wait_s}).raise_for_status().json()
+        answer = self.control.get("/status", params={"wait": wait_s, **query}).raise_for_status().json()
         return {server["name"]: server for server in answer["servers"]}
+
+    def lists(self, server: str) -> dict[str, Any]:
+        """What the server offers, as the control plane remembers it."""
+        answer: dict[str, Any] = self.control.get("/lists", params={"server": server}).raise_for_status().json()
+        return answer
 
     @property
     def log(self) -> str:
@@ -130,12 +136,12 @@ def conformance_over_http(folder: Path, era: str) -> Iterator[dict[str, Any]]:
     log = folder / f"fixture-{era}.log"
     command = [sys.executable, "-m", "tests.fixtures.conformance_server", "--http", "0", "--era", era]
     with running(command, log=log) as process:
-        yield {"type": "http", "url": first_line(process, log), "headers": {}}
+        yield {"type": "http", "url": first_line(process, log), "headers": {}, "allowPrivate": True}
 
 
 @contextmanager
-def echo_over_http(folder: Path, address: str = "127.0.0.1:0") -> Iterator[str]:
-    """Yields the address of an echo server over HTTP."""
-    command = [sys.executable, str(FIXTURES / "echo_server.py"), "--http", address]
+def echo_over_http(folder: Path, address: str = "127.0.0.1:0", *, old: bool = False) -> Iterator[str]:
+    """Yields the address of an echo server over HTTP; an `old` one speaks HTTP+SSE."""
+    command = [sys.executable, str(FIXTURES / "echo_server.py"), "--sse" if old else "--http", address]
     with running(command, log=folder / "echo.log") as process:
         yield first_line(process, folder / "echo.log")

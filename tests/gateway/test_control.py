@@ -70,6 +70,10 @@ async def test_a_failed_server_is_tried_again_when_the_configuration_changes(gat
     assert gateway.status()["bad"]["state"] == "starting"
 
 
+def server(**fields: Any) -> dict[str, Any]:
+    return {"name": "a", "transport": {"type": "stdio", "command": ["x"]}, **fields}
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
@@ -78,7 +82,15 @@ async def test_a_failed_server_is_tried_again_when_the_configuration_changes(gat
         ({"naming": "never"}, "naming must be"),
         ({"servers": [{"transport": {}}]}, "servers[0].name must be"),
         ({"servers": [{"name": "../a", "transport": {}}]}, "servers[0].name must be"),
-        ({"servers": [{"name": "a", "transport": {"type": "sse"}}]}, "server 'a': transport.type must be"),
+        ({"servers": [{"name": "a", "transport": {"type": "carrier pigeon"}}]}, "server 'a': transport.type must be"),
+        ({"servers": [{"name": "a", "transport": {"type": "sse"}}]}, "server 'a': url must be"),
+        ({"discovery": "yes"}, "discovery must be true or false"),
+        ({"servers": [server(start="later")]}, "server 'a': start must be"),
+        ({"servers": [server(remembered={"tools": [1]})]}, "server 'a': remembered.tools must be a list of objects"),
+        ({"servers": [server(remembered={"era": "old"})]}, "server 'a': remembered.era must be"),
+        ({"servers": [server(tools={"hide": ["x"]})]}, "server 'a': tools knows allow, deny, rename and describe"),
+        ({"servers": [server(tools={"deny": "x"})]}, "server 'a': tools.deny must be a list"),
+        ({"servers": [server(tools={"rename": {"x": "z", "y": "z"}})]}, "two tools cannot both be called 'z'"),
         ({"servers": [{"name": "a", "transport": {"type": "stdio", "command": []}}]}, "server 'a': command must not"),
         (
             {
@@ -104,7 +116,13 @@ async def test_a_configuration_that_is_wrong_is_refused_and_changes_nothing(
 
 
 async def test_the_control_door_wants_its_own_token(gateway: RunningGateway) -> None:
-    for method, path in (("PUT", "/config"), ("GET", "/status"), ("GET", "/requests"), ("POST", "/requests/r1")):
+    for method, path in (
+        ("PUT", "/config"),
+        ("GET", "/status"),
+        ("GET", "/lists"),
+        ("GET", "/requests"),
+        ("POST", "/requests/r1"),
+    ):
         for headers in ({"Authorization": "Bearer wrong"}, {"Authorization": f"Bearer {TOKEN}"}, {"Authorization": ""}):
             assert gateway.control.request(method, path, headers=headers, json={}).status_code == 401
 

@@ -16,7 +16,7 @@ from tests.gateway.wire import LegacyWire
 
 
 def remote(url: str, **headers: str) -> dict[str, object]:
-    return {"type": "http", "url": url, "headers": headers}
+    return {"type": "http", "url": url, "headers": headers, "allowPrivate": True}
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])

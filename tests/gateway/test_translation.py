@@ -7,7 +7,7 @@ from sandgate_gateway.callers import GATEWAY, Caller
 from sandgate_gateway.eras.outgoing import outgoing_params
 from sandgate_gateway.eras.probe import accepted_legacy_version, is_modern_refusal, modern_version, offered_version
 from sandgate_gateway.eras.translate import answer_inputs, input_request, result_for
-from sandgate_gateway.headers import decode_value, encode_value, find_invalid_header_annotation, request_headers
+from sandgate_gateway.headers import Annotations, decode_value, encode_value, request_headers
 from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.upstreams.correlation import Correlation
 
@@ -153,7 +153,7 @@ def test_annotated_arguments_become_headers() -> None:
         }
     }
     params = {"name": "t", "arguments": {"region": "eu", "deep": {"n": 3}}}
-    assert request_headers("tools/call", params, "2026-07-28", schema) == {
+    assert request_headers("tools/call", params, "2026-07-28", Annotations(schema)) == {
         "MCP-Protocol-Version": "2026-07-28",
         "Mcp-Method": "tools/call",
         "Mcp-Name": "t",
@@ -174,8 +174,8 @@ def test_annotated_arguments_become_headers() -> None:
     ],
 )
 def test_invalid_annotations_are_found(schema: Any) -> None:
-    assert find_invalid_header_annotation(schema) is not None
-    assert find_invalid_header_annotation({"properties": {"a": {"default": schema}}}) is None
+    assert Annotations(schema).problem is not None
+    assert Annotations({"properties": {"a": {"default": schema}}}).problem is None
 
 
 async def test_a_question_is_for_whoever_is_not_waiting_for_an_answer() -> None:

@@ -2,22 +2,20 @@
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from sandgate_gateway import naming
+from sandgate_gateway import discovery
 from sandgate_gateway.cursors import Cursors
-from sandgate_gateway.headers import find_invalid_header_annotation
+from sandgate_gateway.discovery import Discovery
 from sandgate_gateway.jsonrpc import Result, RpcError
+from sandgate_gateway.lists import Item, Kind
 from sandgate_gateway.naming import Naming
 from sandgate_gateway.protocol import GATEWAY_INFO, INVALID_PARAMS, META_SERVER_INFO, Era, carried_capabilities
-from sandgate_gateway.rewriting import rewrite_ui_resource
-from sandgate_gateway.servers.catalogue import Kind
+from sandgate_gateway.routes import Route, Routes
 from sandgate_gateway.servers.fleet import Fleet
 from sandgate_gateway.servers.server import Server
-from sandgate_gateway.uris import UriMap
 
 STARTING_SERVERS_WAIT_S = 5.0
 """How long a list waits for servers that are still starting; they are announced by list_changed afterwards."""
@@ -35,102 +33,96 @@ _ALL_CAPABILITIES: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Routes:
-    """Names and URIs of the sandbox at one version of its lists."""
-
-    version: int
-    tools: dict[str, tuple[Server, str]]
-    prompts: dict[str, tuple[Server, str]]
-    tool_names: dict[naming.Item, str]
-    prompt_names: dict[naming.Item, str]
-    uris: UriMap
-
-
 class Aggregate:
     """A view on the fleet; computed anew only when what the servers offer has changed."""
 
     def __init__(self, fleet: Fleet, cursor_key: bytes) -> None:
-        self.naming: Naming = "auto"
+        self.discovers = False
+        """Whether clients are given the tools of discovery instead of all tools."""
+        self._naming: Naming = "auto"
         self._fleet = fleet
         self._cursors = Cursors(cursor_key)
         self._routes: Routes | None = None
-        self._pages: dict[tuple[Kind, Era, int], tuple[int, Result]] = {}
+        self._discovery: Discovery | None = None
+        self._pages: dict[tuple[Kind, Era, int], tuple[Routes, Result]] = {}
+
+    def configure(self, naming: Naming, *, discovers: bool) -> None:
+        self._naming, self.discovers = naming, discovers
+        self._routes = None
 
     # Routing
 
     @property
     def routes(self) -> Routes:
         if self._routes is None or self._routes.version != self._fleet.version:
-            self._routes = self._make_routes()
+            self._routes = Routes(self._fleet.version, self._fleet.servers, self._naming)
+            self._discovery = None
             self._pages.clear()
         return self._routes
 
-    def reset(self) -> None:
-        """The configuration has changed."""
-        self._routes = None
+    @property
+    def discovery(self) -> Discovery:
+        """Search over the tools as they are now."""
+        routes = self.routes
+        if self._discovery is None:
+            self._discovery = Discovery(routes)
+        return self._discovery
 
-    async def tool(self, name: object) -> tuple[Server, str]:
-        """The server and its own name of a tool. Raises: RpcError if there is none."""
-        return await self._named("tools", "tool", name)
-
-    async def prompt(self, name: object) -> tuple[Server, str]:
-        return await self._named("prompts", "prompt", name)
-
-    async def _named(self, kind: Kind, word: str, name: object) -> tuple[Server, str]:
-        table = self.routes.tools if kind == "tools" else self.routes.prompts
-        if isinstance(name, str) and (found := table.get(name)):
+    async def tool(self, name: object) -> Route:
+        """Raises: RpcError if there is none of that name, with the reason where it is known."""
+        if isinstance(name, str) and (found := self.routes.tools.get(name)):
             return found
-        await self._refresh(kind)
-        table = self.routes.tools if kind == "tools" else self.routes.prompts
-        if isinstance(name, str) and (found := table.get(name)):
+        await self.refresh("tools", patiently=True)
+        if isinstance(name, str) and (found := self.routes.tools.get(name)):
             return found
-        raise RpcError(INVALID_PARAMS, f"Unknown {word}: {name}" if isinstance(name, str) else f"{word} name missing")
+        if not isinstance(name, str):
+            raise RpcError(INVALID_PARAMS, "tool name missing")
+        if server := self.routes.failed_server("tools", name):
+            raise server.failure()
+        if server := self.routes.hiding_server(name):
+            raise RpcError(
+                INVALID_PARAMS,
+                f"Tool {name!r} of server {server.name!r} is not allowed in this sandbox",
+                {"server": server.name},
+            )
+        raise RpcError(INVALID_PARAMS, f"Unknown tool: {name}")
 
-    def tool_schema(self, server: Server, own_name: str) -> Any:
-        """The input schema as the server lists it; None for a tool it does not list."""
-        return next((t.get("inputSchema") for t in server.catalogue.items("tools") if t.get("name") == own_name), None)
+    async def prompt(self, name: object) -> Route:
+        """Raises: RpcError if there is none of that name."""
+        if isinstance(name, str) and (found := self.routes.prompts.get(name)):
+            return found
+        await self.refresh("prompts", patiently=True)
+        if isinstance(name, str) and (found := self.routes.prompts.get(name)):
+            return found
+        if not isinstance(name, str):
+            raise RpcError(INVALID_PARAMS, "prompt name missing")
+        if server := self.routes.failed_server("prompts", name):
+            raise server.failure()
+        raise RpcError(INVALID_PARAMS, f"Unknown prompt: {name}")
 
     async def resource(self, uri: str) -> list[tuple[Server, str]]:
-        """The servers that list a URI, or a template for it, with the URI each uses itself, the best first."""
+        """The servers that list a URI, or a template for it, with the URI each uses itself, the best first. Raises:
+        RpcError if the one server that listed it has failed."""
         if not (found := self._with_servers(self.routes.uris.resolve(uri))):
-            await self._refresh("resources")
-            await self._refresh("resourceTemplates")
+            await self.refresh("resources", patiently=True)
+            await self.refresh("resourceTemplates")
             found = self._with_servers(self.routes.uris.resolve(uri))
+        if not found and (server := self.routes.failed_server("resources", uri)):
+            raise server.failure()
         return found
 
     def servers_with_resources(self) -> list[Server]:
         """Those that may know a URI nobody lists: links need not be listed."""
-        return [server for server in self._fleet.servers if _declares(server, "resources")]
+        return [server for server in self._fleet.servers if "resources" in (server.capabilities or {})]
 
     async def template(self, template: str) -> list[tuple[Server, str]]:
         if not (found := self._with_servers(self.routes.uris.resolve_template(template))):
-            await self._refresh("resourceTemplates")
+            await self.refresh("resourceTemplates", patiently=True)
             found = self._with_servers(self.routes.uris.resolve_template(template))
         return found
 
     def _with_servers(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[Server, str]]:
         return [(server, uri) for name, uri in pairs if (server := self._fleet.get(name)) is not None]
-
-    def _make_routes(self) -> Routes:
-        servers = {server.name: server for server in self._fleet.servers}
-        tool_names = naming.expose(
-            {name: _names(server, "tools", "name") for name, server in servers.items()}, self.naming
-        )
-        prompt_names = naming.expose(
-            {name: _names(server, "prompts", "name") for name, server in servers.items()}, self.naming
-        )
-        return Routes(
-            version=self._fleet.version,
-            tools={exposed: (servers[server], own) for (server, own), exposed in tool_names.items()},
-            prompts={exposed: (servers[server], own) for (server, own), exposed in prompt_names.items()},
-            tool_names=tool_names,
-            prompt_names=prompt_names,
-            uris=UriMap(
-                {name: _names(server, "resources", "uri") for name, server in servers.items()},
-                {name: _names(server, "resourceTemplates", "uriTemplate") for name, server in servers.items()},
-            ),
-        )
 
     # Lists
 
@@ -138,26 +130,33 @@ class Aggregate:
         """One page of the merged list. A server that does not answer in time is missing or stale in it, and says so in
         its status. Raises: RpcError for a cursor that is not ours."""
         position = 0 if cursor is None else self._cursors.open(kind, cursor)
-        await self._refresh(kind)
-        version = self.routes.version
+        if not self._is_constant(kind):
+            await self.refresh(kind)
+        routes = self.routes
         cached = self._pages.get((kind, era, position))
-        if cached is not None and cached[0] == version:
+        if cached is not None and cached[0] is routes:
             return cached[1]
-        result = self._page(kind, position, era)
-        self._pages[kind, era, position] = (version, result)
-        return result
+        page = self._page(kind, position, era)
+        self._pages[kind, era, position] = (routes, page)
+        return page
 
-    async def _refresh(self, kind: Kind) -> None:
-        await self.wait_for_start()
+    async def refresh(self, kind: Kind, *, patiently: bool = False) -> None:
+        """Ask the servers whose list is no longer good. `patiently` waits for those that are listed from memory, too:
+        the server itself may have what is looked for."""
+        await self._wait_for_start(patiently=patiently)
         stale = [server for server in self._fleet.servers if server.needs_refresh(kind)]
         if stale:
             async with asyncio.TaskGroup() as group:
                 for server in stale:
                     group.create_task(server.refresh(kind))
 
-    async def wait_for_start(self) -> None:
+    async def _wait_for_start(self, *, patiently: bool = False) -> None:
         """Returns when no server is starting for the first time any more, or after STARTING_SERVERS_WAIT_S."""
-        starting = [s for s in self._fleet.servers if s.state == "starting" and not s.restarts]
+        starting = [
+            server
+            for server in self._fleet.servers
+            if server.state == "starting" and not server.restarts and (patiently or not server.is_listed)
+        ]
         if starting:
             try:
                 async with asyncio.timeout(STARTING_SERVERS_WAIT_S):
@@ -167,7 +166,10 @@ class Aggregate:
                 return
 
     def _page(self, kind: Kind, position: int, era: Era) -> Result:
-        items = self.merged(kind, era)
+        items = self.visible(kind)
+        if kind == "tools" and era == "modern" and not self.discovers:
+            # Clients must drop a tool with an invalid annotation (2026-07-28, server/tools#x-mcp-header).
+            items = [route.item for route in self.routes.tools.values() if route.annotations.problem is None]
         value: dict[str, Any] = {kind: items[position : position + PAGE_SIZE]}
         if position + PAGE_SIZE < len(items):
             value["nextCursor"] = self._cursors.seal(kind, position + PAGE_SIZE)
@@ -175,30 +177,16 @@ class Aggregate:
             value = {**self._cache_members(kind), **value}
         return Result(value, orjson.dumps(value))
 
-    def merged(self, kind: Kind, era: Era) -> list[dict[str, Any]]:
-        """In the order of the configuration, then of the server."""
-        routes = self.routes
-        merged: list[dict[str, Any]] = []
-        for server in self._fleet.servers:
-            seen: set[str] = set()
-            for item in server.catalogue.items(kind):
-                key = item.get(_KEYS[kind])
-                if isinstance(key, str) and key not in seen:
-                    seen.add(key)
-                    if (
-                        kind != "tools"
-                        or era == "legacy"
-                        or not find_invalid_header_annotation(item.get("inputSchema"))
-                    ):
-                        merged.append(_exposed(kind, server, item, key, routes))
-        return merged
+    def visible(self, kind: Kind) -> list[Item]:
+        """The merged list as clients get it."""
+        return discovery.TOOLS if self._is_constant(kind) else self.routes.items(kind)
+
+    def _is_constant(self, kind: Kind) -> bool:
+        return self.discovers and kind == "tools"
 
     def _cache_members(self, kind: Kind) -> dict[str, Any]:
         """What 2026-07-28 requires of a list (SEP-2549): the shortest life of any part, public if all are."""
-        listings = [
-            (server.connection.era if server.connection else "legacy", server.catalogue.listing(kind))
-            for server in self._fleet.servers
-        ]
+        listings = [(server.era, server.catalogue.listing(kind)) for server in self._fleet.servers]
         modern = bool(listings) and all(era == "modern" for era, _ in listings)
         return {
             "resultType": "complete",
@@ -210,14 +198,16 @@ class Aggregate:
     # The gateway as a server
 
     def capabilities(self, era: Era) -> dict[str, Any]:
-        """What the servers can do together. While one is still starting everything is promised: it may bring it."""
+        """What the servers can do together. While one is starting that nobody knows everything is promised: it may
+        bring it."""
         union: dict[str, Any] = {"tools": {"listChanged": True}}
         extensions: dict[str, Any] = {}
         for server in self._fleet.servers:
-            declared = _ALL_CAPABILITIES | {"logging": {}} if server.state == "starting" else {}
-            if server.connection is not None:
-                declared = carried_capabilities(server.connection.capabilities)
+            if server.capabilities is not None:
+                declared = carried_capabilities(server.capabilities)
                 extensions |= declared.get("extensions", {})
+            else:
+                declared = _ALL_CAPABILITIES | {"logging": {}} if server.state == "starting" else {}
             union |= {capability: value for capability, value in _ALL_CAPABILITIES.items() if capability in declared}
             if "logging" in declared:
                 union["logging"] = {}
@@ -228,41 +218,13 @@ class Aggregate:
     def instructions(self) -> str:
         """The instructions of all servers, each under its name, each cut to an equal share of MAX_INSTRUCTIONS."""
         given = [
-            (server.name, server.connection.instructions.strip())
+            (server.name, server.instructions.strip())
             for server in self._fleet.servers
-            if server.connection is not None and isinstance(server.connection.instructions, str)
+            if isinstance(server.instructions, str)
         ]
         given = [(name, text) for name, text in given if text]
         share = MAX_INSTRUCTIONS // len(given) if given else 0
-        return "\n\n".join(
-            f"## {name}\n{text if len(text) <= share else text[: share - 1] + '…'}" for name, text in given
-        )
-
-
-_KEYS: dict[Kind, str] = {
-    "tools": "name",
-    "prompts": "name",
-    "resources": "uri",
-    "resourceTemplates": "uriTemplate",
-}
-
-
-def _names(server: Server, kind: Kind, key: str) -> list[str]:
-    return [name for item in server.catalogue.items(kind) if isinstance(name := item.get(key), str)]
-
-
-def _exposed(kind: Kind, server: Server, item: dict[str, Any], key: str, routes: Routes) -> dict[str, Any]:
-    if kind == "tools":
-        name = routes.tool_names[server.name, key]
-        item = (
-            item if routes.uris.is_identity else rewrite_ui_resource(item, lambda u: routes.uris.expose(server.name, u))
-        )
-    elif kind == "prompts":
-        name = routes.prompt_names[server.name, key]
-    else:
-        name = routes.uris.expose(server.name, key)
-    return item if name == key else {**item, _KEYS[kind]: name}
-
-
-def _declares(server: Server, capability: str) -> bool:
-    return server.connection is not None and capability in server.connection.capabilities
+        parts = [f"## {name}\n{text if len(text) <= share else text[: share - 1] + '…'}" for name, text in given]
+        if self.discovers:
+            parts.insert(0, discovery.instructions(server.name for server in self._fleet.servers))
+        return "\n\n".join(parts)

@@ -3,15 +3,26 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from sandgate_gateway.fields import (
+    ConfigurationError,
+    boolean,
+    list_of_any,
+    mapping,
+    objects,
+    one_of,
+    optional_string,
+    string,
+    string_map,
+    strings,
+)
+from sandgate_gateway.lists import KINDS, Offer
 from sandgate_gateway.naming import Naming
+from sandgate_gateway.protocol import LATEST_LEGACY_VERSION
+from sandgate_gateway.tool_rules import ALL_TOOLS, ToolRules, parse_tool_rules
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
-
-
-class ConfigurationError(Exception):
-    """The body of `PUT /config` is not a configuration; the message names the field."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +54,26 @@ class SocketTransport:
 
 @dataclass(frozen=True)
 class HttpTransport:
-    """A remote server that speaks streamable HTTP."""
+    """A remote server that speaks streamable HTTP, or turns out to speak HTTP+SSE only."""
 
     url: str
     headers: Mapping[str, str] = field(repr=False)
+    allow_private: bool = False
+    """Plain http and addresses that are not public may be used."""
 
 
-Transport = StdioTransport | WorkspaceTransport | SocketTransport | HttpTransport
+@dataclass(frozen=True)
+class SseTransport:
+    """A remote server that speaks HTTP+SSE, the transport of 2024-11-05."""
+
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    allow_private: bool = False
+
+
+Transport = StdioTransport | WorkspaceTransport | SocketTransport | HttpTransport | SseTransport
+
+Start = Literal["eager", "lazy"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +81,27 @@ class ServerDefinition:
     name: str
     transport: Transport
     start_timeout_s: float
+    start: Start = "eager"
+    remembered: Offer | None = field(repr=False, default=None)
+    """What the server offered when it ran before; it is listed with it until it is ready."""
+    tools: ToolRules = ALL_TOOLS
+
+    def runs_like(self, other: "ServerDefinition") -> bool:
+        """Whether a server that runs by the other definition need not be restarted for this one."""
+        return self.name == other.name and self.transport == other.transport
+
+    @property
+    def starts_lazily(self) -> bool:
+        """A server nobody remembers has to start, because nothing else tells what it offers."""
+        return self.start == "lazy" and self.remembered is not None
 
     @property
     def secrets(self) -> list[str]:
         """Values that must not appear in anything a person reads."""
         match self.transport:
-            case StdioTransport(env=values) | WorkspaceTransport(env=values) | HttpTransport(headers=values):
+            case StdioTransport(env=values) | WorkspaceTransport(env=values):
+                return list(values.values())
+            case HttpTransport(headers=values) | SseTransport(headers=values):
                 return list(values.values())
             case _:
                 return []
@@ -83,17 +122,18 @@ class Configuration:
     naming: Naming = "auto"
     public_hosts: tuple[str, ...] = ()
     """Host names, without port, under which browsers may know this gateway; `*.example.com` covers subdomains."""
+    discovery: bool = False
+    """List the three tools of discovery instead of all tools."""
     stdio_door: StdioDoor | None = None
     servers: tuple[ServerDefinition, ...] = ()
 
 
 def parse_configuration(body: Any) -> Configuration:
     """Raises: ConfigurationError that names the field, never its value."""
-    top = _mapping(body, "the body")
-    naming = top.get("naming", "auto")
-    if naming not in ("auto", "always"):
-        raise ConfigurationError('naming must be "auto" or "always"')
-    servers = tuple(_server(entry, f"servers[{i}]") for i, entry in enumerate(_list(top.get("servers", []), "servers")))
+    top = mapping(body, "the body")
+    servers = tuple(
+        _server(entry, f"servers[{i}]") for i, entry in enumerate(list_of_any(top.get("servers", []), "servers"))
+    )
     names = [server.name for server in servers]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigurationError(f"servers: the name {twice!r} is used twice")
@@ -101,98 +141,85 @@ def parse_configuration(body: Any) -> Configuration:
     if door is None and (lost := next((s for s in servers if isinstance(s.transport, WorkspaceTransport)), None)):
         raise ConfigurationError(f"servers: {lost.name!r} runs in the workspace, but stdioDoor is missing")
     return Configuration(
-        tokens=_strings(top.get("tokens", []), "tokens"),
-        naming=naming,
-        public_hosts=tuple(host.lower() for host in _strings(top.get("publicHosts", []), "publicHosts")),
+        tokens=strings(top.get("tokens", []), "tokens"),
+        naming=one_of(top.get("naming", "auto"), ("auto", "always"), "naming"),
+        public_hosts=tuple(host.lower() for host in strings(top.get("publicHosts", []), "publicHosts")),
+        discovery=boolean(top.get("discovery"), "discovery"),
         stdio_door=door,
         servers=servers,
     )
 
 
 def _server(entry: Any, where: str) -> ServerDefinition:
-    server = _mapping(entry, where)
-    name = _string(server.get("name"), f"{where}.name")
+    server = mapping(entry, where)
+    name = string(server.get("name"), f"{where}.name")
     if not _NAME.fullmatch(name) or ".." in name:
         raise ConfigurationError(f"{where}.name must be 1 to 128 letters, digits, '.', '_', '-' or '/'")
     where = f"server {name!r}"
     timeout = server.get("startTimeoutS", 30)
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= 3600:
         raise ConfigurationError(f"{where}: startTimeoutS must be a number of seconds above 0 and at most 3600")
-    return ServerDefinition(name, _transport(_mapping(server.get("transport"), f"{where}: transport"), where), timeout)
+    return ServerDefinition(
+        name,
+        _transport(mapping(server.get("transport"), f"{where}: transport"), where),
+        timeout,
+        start=one_of(server.get("start", "eager"), ("eager", "lazy"), f"{where}: start"),
+        remembered=_remembered(server.get("remembered"), f"{where}: remembered"),
+        tools=parse_tool_rules(server.get("tools"), f"{where}: tools"),
+    )
+
+
+def _remembered(value: Any, where: str) -> Offer | None:
+    if value is None:
+        return None
+    offer = mapping(value, where)
+    return Offer(
+        lists={kind: objects(offer.get(kind, []), f"{where}.{kind}") for kind in KINDS},
+        capabilities=dict(mapping(offer.get("capabilities", {}), f"{where}.capabilities")),
+        instructions=optional_string(offer.get("instructions") or None, f"{where}.instructions") or "",
+        era=one_of(offer.get("era", "legacy"), ("legacy", "modern"), f"{where}.era"),
+        protocol_version=string(offer.get("protocolVersion", LATEST_LEGACY_VERSION), f"{where}.protocolVersion"),
+    )
 
 
 def _transport(transport: Mapping[str, Any], where: str) -> Transport:
     match transport.get("type"):
         case "stdio":
-            return StdioTransport(_command(transport, where), _environment(transport.get("env"), f"{where}: env"))
+            return StdioTransport(_command(transport, where), string_map(transport.get("env"), f"{where}: env"))
         case "workspace":
             return WorkspaceTransport(
                 command=_command(transport, where),
-                env=_environment(transport.get("env"), f"{where}: env"),
-                cwd=_optional_string(transport.get("cwd"), f"{where}: cwd"),
-                user=_string(transport.get("user", "user"), f"{where}: user"),
-                repository=_optional_string(transport.get("repository"), f"{where}: repository"),
-                install=_optional_string(transport.get("install"), f"{where}: install"),
+                env=string_map(transport.get("env"), f"{where}: env"),
+                cwd=optional_string(transport.get("cwd"), f"{where}: cwd"),
+                user=string(transport.get("user", "user"), f"{where}: user"),
+                repository=optional_string(transport.get("repository"), f"{where}: repository"),
+                install=optional_string(transport.get("install"), f"{where}: install"),
             )
         case "socket":
-            return SocketTransport(_string(transport.get("path"), f"{where}: path"))
-        case "http":
-            url = _string(transport.get("url"), f"{where}: url")
+            return SocketTransport(string(transport.get("path"), f"{where}: path"))
+        case "http" | "sse" as kind:
+            url = string(transport.get("url"), f"{where}: url")
             if not url.startswith(("http://", "https://")):
                 raise ConfigurationError(f"{where}: url must start with http:// or https://")
-            return HttpTransport(url, _environment(transport.get("headers"), f"{where}: headers"))
+            headers = string_map(transport.get("headers"), f"{where}: headers")
+            allow_private = boolean(transport.get("allowPrivate"), f"{where}: allowPrivate")
+            return (HttpTransport if kind == "http" else SseTransport)(url, headers, allow_private)
         case _:
-            raise ConfigurationError(f'{where}: transport.type must be "stdio", "workspace", "socket" or "http"')
+            raise ConfigurationError(f'{where}: transport.type must be "stdio", "workspace", "socket", "http" or "sse"')
 
 
 def _door(value: Any) -> StdioDoor:
-    door = _mapping(value, "stdioDoor")
+    door = mapping(value, "stdioDoor")
     port = door.get("port")
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
         raise ConfigurationError("stdioDoor.port must be a port number")
     return StdioDoor(
-        _string(door.get("host", "127.0.0.1"), "stdioDoor.host"), port, _string(door.get("token"), "stdioDoor.token")
+        string(door.get("host", "127.0.0.1"), "stdioDoor.host"), port, string(door.get("token"), "stdioDoor.token")
     )
 
 
 def _command(transport: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    command = _strings(transport.get("command"), f"{where}: command")
+    command = strings(transport.get("command"), f"{where}: command")
     if not command:
         raise ConfigurationError(f"{where}: command must not be empty")
     return command
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigurationError(f"{where} must be an object")
-    return value
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ConfigurationError(f"{where} must be a list")
-    return value
-
-
-def _strings(value: Any, where: str) -> tuple[str, ...]:
-    entries = _list(value, where)
-    if not all(isinstance(entry, str) for entry in entries):
-        raise ConfigurationError(f"{where} must be a list of strings")
-    return tuple(entries)
-
-
-def _string(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{where} must be a string that is not empty")
-    return value
-
-
-def _optional_string(value: Any, where: str) -> str | None:
-    return None if value is None else _string(value, where)
-
-
-def _environment(value: Any, where: str) -> Mapping[str, str]:
-    entries = _mapping({} if value is None else value, where)
-    if not all(isinstance(entry, str) for entry in entries.values()):
-        raise ConfigurationError(f"{where} must map names to strings")
-    return dict(entries)

@@ -18,11 +18,16 @@ from sandgate_gateway.asgi import (
     respond_error,
     respond_json,
 )
-from sandgate_gateway.configuration import ConfigurationError, parse_configuration
+from sandgate_gateway.configuration import parse_configuration
 from sandgate_gateway.configuration_requests import ConfigurationRequests, TooManyRequestsError
+from sandgate_gateway.fields import ConfigurationError
 from sandgate_gateway.gateway import Gateway
 
-MAX_BODY = 4 * 1024 * 1024
+MAX_BODY = 64 * 1024 * 1024
+"""Of a configuration, which may hold the remembered lists of many servers; only the control plane can send so much."""
+
+MAX_REQUEST = 4 * 1024 * 1024
+"""Of a request from the workspace."""
 MAX_WAIT_S = 120.0
 
 
@@ -51,20 +56,23 @@ class ControlEndpoint:
                 return await self._configure(await _json(receive, headers))
             case "GET", "/status":
                 self._authorize(headers)
-                return await self._status(_wait(scope))
+                return await self._status(_wait(scope), unless_listed=_query(scope, "until") == "listed")
+            case "GET", "/lists":
+                self._authorize(headers)
+                return 200, self._lists(_query(scope, "server"))
             case "GET", "/requests":
                 self._authorize(headers)
                 return 200, {"requests": await self._requests.waiting(_wait(scope))}
             case "POST", "/requests":
                 self._authorize_workspace(headers)
-                return await self._submit(await _json(receive, headers))
+                return await self._submit(await _json(receive, headers, MAX_REQUEST))
             case "POST", path if path.startswith("/requests/"):
                 self._authorize(headers)
                 return self._settle(unquote(path.removeprefix("/requests/")), await _json(receive, headers))
-            case _, ("/config" | "/status" | "/requests" | "/health"):
+            case _, ("/config" | "/status" | "/lists" | "/requests" | "/health"):
                 raise HttpError(405, f"{scope['path']} does not know {scope['method']}.")
             case _:
-                raise HttpError(404, "The control door knows /config, /status, /requests and /health.")
+                raise HttpError(404, "The control door knows /config, /status, /lists, /requests and /health.")
 
     async def _configure(self, body: Any) -> tuple[int, Any]:
         try:
@@ -74,13 +82,22 @@ class ControlEndpoint:
         await self._gateway.configure(configuration)
         return 200, self._gateway.fleet.status()
 
-    async def _status(self, wait_s: float) -> tuple[int, Any]:
+    async def _status(self, wait_s: float, *, unless_listed: bool) -> tuple[int, Any]:
         try:
             async with asyncio.timeout(wait_s):
-                await self._gateway.fleet.settled()
+                await self._gateway.fleet.settled(unless_listed=unless_listed)
         except TimeoutError:
             pass  # the state shows which ones are still starting
         return 200, self._gateway.fleet.status()
+
+    def _lists(self, name: str | None) -> Any:
+        server = self._gateway.fleet.get(name or "")
+        if server is None:
+            raise HttpError(404, f"There is no server {name!r}; name one with ?server=.")
+        offer = server.offer()
+        if offer is None:
+            raise HttpError(409, f"The server {name!r} is {server.state}; it has not listed anything itself yet.")
+        return offer.as_json()
 
     async def _submit(self, body: dict[str, Any]) -> tuple[int, Any]:
         if not isinstance(body.get("mcp"), dict) and not isinstance(body.get("pull"), list):
@@ -120,19 +137,24 @@ def _is_bearer(headers: Headers, tokens: tuple[str, ...]) -> bool:
     return scheme.lower() == "bearer" and any(matches)
 
 
+def _query(scope: Scope, name: str) -> str | None:
+    """The last value of a parameter in the address."""
+    values = parse_qs(scope["query_string"].decode("latin-1")).get(name)
+    return values[-1] if values else None
+
+
 def _wait(scope: Scope) -> float:
     """Seconds of `?wait=`, at most MAX_WAIT_S; 0 without it."""
-    values = parse_qs(scope["query_string"].decode("latin-1")).get("wait", ["0"])
     try:
-        seconds = float(values[-1])
+        seconds = float(_query(scope, "wait") or "0")
     except ValueError:
         raise HttpError(400, "wait must be a number of seconds.") from None
     return min(max(seconds, 0.0), MAX_WAIT_S) if seconds == seconds else 0.0  # noqa: PLR0124 (NaN)
 
 
-async def _json(receive: Receive, headers: Headers) -> dict[str, Any]:
+async def _json(receive: Receive, headers: Headers, limit: int = MAX_BODY) -> dict[str, Any]:
     try:
-        body = orjson.loads(await read_body(receive, headers, MAX_BODY))
+        body = orjson.loads(await read_body(receive, headers, limit))
     except ValueError:
         raise HttpError(400, "The body is not JSON.") from None
     if not isinstance(body, dict):

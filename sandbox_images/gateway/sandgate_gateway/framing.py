@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-MAX_MESSAGE = 64 * 1024 * 1024
+MAX_MESSAGE = 32 * 1024 * 1024
 """Bytes of one JSON line. A server that sends more without a line end has lost its mind, or the gateway its memory."""
 
 
@@ -33,6 +33,7 @@ class LineReader:
         if part:
             self._held += len(part)
             if self._held > self._limit:
+                self._parts.clear()
                 raise MessageTooLongError(f"a message of more than {self._limit} bytes")
             self._parts.append(part)
 

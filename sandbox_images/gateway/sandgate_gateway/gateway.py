@@ -39,7 +39,7 @@ class Gateway:
     async def configure(self, configuration: Configuration) -> None:
         """Safe to repeat. Sessions live on unless their token is no longer accepted."""
         self.endpoint.configuration = configuration
-        self._aggregate.naming = configuration.naming
+        self._aggregate.configure(configuration.naming, discovers=configuration.discovery)
         self._sessions.keep_tokens(configuration.tokens)
         await self.fleet.apply(configuration)
 

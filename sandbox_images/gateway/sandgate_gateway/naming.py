@@ -21,12 +21,18 @@ Item = tuple[str, str]
 """A server's name and the server's own name of one of its tools or prompts."""
 
 
-def expose(names: Mapping[str, Iterable[str]], naming: Naming = "auto") -> dict[Item, str]:
-    """The name each (server, own name) has in the sandbox; all values differ, whatever the input."""
+def expose(
+    names: Mapping[str, Iterable[str]], naming: Naming = "auto", renamed: Mapping[Item, str] | None = None
+) -> dict[Item, str]:
+    """The name each (server, own name) has in the sandbox; all values differ, whatever the input.
+
+    `renamed` holds names to go by instead of own ones; they collide like those.
+    """
+    renamed = renamed or {}
     first = 1 if naming == "always" else 0
     forms = {(server, own): first for server, owns in names.items() for own in owns}
     while True:
-        exposed = {item: _FORMS[form](item) for item, form in forms.items()}
+        exposed = {item: _FORMS[form](item, renamed.get(item, item[1])) for item, form in forms.items()}
         uses = Counter(exposed.values())
         colliding = {item for item, name in exposed.items() if uses[name] > 1}
         if not colliding:
@@ -41,25 +47,25 @@ def expose(names: Mapping[str, Iterable[str]], naming: Naming = "auto") -> dict[
                 forms[item] += 1
 
 
-def _own(item: Item) -> str:
-    return _clean(item[1], item)
+def _own(item: Item, name: str) -> str:
+    return _clean(name, item)
 
 
-def _prefixed(item: Item) -> str:
-    return _clean("_".join(item), item)
+def _prefixed(item: Item, name: str) -> str:
+    return _clean(f"{item[0]}_{name}", item)
 
 
-def _hashed(item: Item) -> str:
+def _hashed(item: Item, name: str) -> str:
     """For prefixed names that still collide: servers "a" and "a_b" with tools "b_c" and "c"."""
-    return _with_hash(_NOT_ALLOWED.sub("_", "_".join(item)), item)
+    return _with_hash(_NOT_ALLOWED.sub("_", f"{item[0]}_{name}"), item)
 
 
-def _hash_only(item: Item) -> str:
+def _hash_only(item: Item, _: str) -> str:
     """For a server that took the trouble to compute somebody else's short hash."""
     return _digest(item)[:MAX_LENGTH]
 
 
-_FORMS: tuple[Callable[[Item], str], ...] = (_own, _prefixed, _hashed, _hash_only)
+_FORMS: tuple[Callable[[Item, str], str], ...] = (_own, _prefixed, _hashed, _hash_only)
 """The ways to write a name, the plainest first."""
 
 

@@ -6,7 +6,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 from dataclasses import dataclass
 
 KEEP_ALIVE = b": keep-alive\n\n"
-MAX_EVENT = 64 * 1024 * 1024
+MAX_EVENT = 32 * 1024 * 1024
 """Bytes of one event."""
 
 

@@ -4,10 +4,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from sandgate_gateway import discovery
 from sandgate_gateway.aggregate import Aggregate
 from sandgate_gateway.callers import Caller
 from sandgate_gateway.eras.translate import answer_inputs, answer_urls, result_for
 from sandgate_gateway.jsonrpc import Result, RpcError
+from sandgate_gateway.lists import METHODS, Kind
 from sandgate_gateway.protocol import (
     INTERACTIVE_METHODS,
     INVALID_PARAMS,
@@ -15,7 +17,6 @@ from sandgate_gateway.protocol import (
     RESOURCE_NOT_FOUND,
 )
 from sandgate_gateway.rewriting import mentions_resources, rewrite_result
-from sandgate_gateway.servers.catalogue import METHODS, Kind
 from sandgate_gateway.servers.server import Server
 
 _LISTS: dict[str, Kind] = {method: kind for kind, method in METHODS.items()}
@@ -44,12 +45,24 @@ class Calls:
         raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method}")
 
     async def _call_tool(self, params: dict[str, Any], caller: Caller) -> Result:
-        server, own = await self._aggregate.tool(params.get("name"))
-        return await self._forward(server, "tools/call", _with(params, "name", own), caller)
+        if self._aggregate.discovers:
+            match params.get("name"):
+                case (discovery.SEARCH | discovery.DESCRIBE) as name:
+                    return await self._discover(name, params.get("arguments"), caller)
+                case discovery.CALL:
+                    params = discovery.inner_call(params)
+        route = await self._aggregate.tool(params.get("name"))
+        return await self._forward(route.server, "tools/call", _with(params, "name", route.own), caller)
+
+    async def _discover(self, name: str, arguments: Any, caller: Caller) -> Result:
+        await self._aggregate.refresh("tools")
+        search = self._aggregate.discovery
+        result = search.search(arguments) if name == discovery.SEARCH else search.describe(arguments)
+        return result_for(caller.era, "legacy", "tools/call", result)
 
     async def _get_prompt(self, params: dict[str, Any], caller: Caller) -> Result:
-        server, own = await self._aggregate.prompt(params.get("name"))
-        return await self._forward(server, "prompts/get", _with(params, "name", own), caller)
+        route = await self._aggregate.prompt(params.get("name"))
+        return await self._forward(route.server, "prompts/get", _with(params, "name", route.own), caller)
 
     async def _read_resource(self, params: dict[str, Any], caller: Caller) -> Result:
         uri = params.get("uri")
@@ -72,8 +85,8 @@ class Calls:
     async def _complete(self, params: dict[str, Any], caller: Caller) -> Result:
         match params.get("ref"):
             case {"type": "ref/prompt", "name": name}:
-                server, own = await self._aggregate.prompt(name)
-                ref = {**params["ref"], "name": own}
+                route = await self._aggregate.prompt(name)
+                server, ref = route.server, {**params["ref"], "name": route.own}
             case {"type": "ref/resource", "uri": str(uri)}:
                 owners = await self._aggregate.template(uri) or await self._aggregate.resource(uri)
                 if not owners:

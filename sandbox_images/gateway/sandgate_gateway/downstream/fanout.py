@@ -9,8 +9,8 @@ import orjson
 
 from sandgate_gateway.aggregate import Aggregate
 from sandgate_gateway.downstream.sessions import Sessions
+from sandgate_gateway.lists import CAPABILITY, KINDS
 from sandgate_gateway.protocol import LIST_CHANGED
-from sandgate_gateway.servers.catalogue import CAPABILITY, KINDS
 from sandgate_gateway.servers.server import Server
 
 SETTLE_S = 0.05
@@ -40,7 +40,9 @@ class Fanout:
 
     def lists_may_have_changed(self) -> None:
         """Compare soon what clients would get with what they got last."""
-        if self._timer is None:
+        if not self._announced:
+            self._announce()  # what there is before the first change is what changes are told by
+        elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SETTLE_S, self._announce)
 
     def heard(self, server: Server, method: str, params: dict[str, Any]) -> None:
@@ -81,5 +83,5 @@ class Fanout:
                     listener.tell(method, {})
 
     def _digest(self, capability: str) -> bytes:
-        merged = [self._aggregate.merged(kind, "legacy") for kind in KINDS if CAPABILITY[kind] == capability]
+        merged = [self._aggregate.visible(kind) for kind in KINDS if CAPABILITY[kind] == capability]
         return sha256(orjson.dumps(merged)).digest()

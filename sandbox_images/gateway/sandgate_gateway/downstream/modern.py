@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from sandgate_gateway import jsonrpc
+from sandgate_gateway import discovery, jsonrpc
 from sandgate_gateway.aggregate import Aggregate
 from sandgate_gateway.asgi import Headers, HttpError, Receive, Send, respond
 from sandgate_gateway.downstream.calls import Calls
@@ -108,12 +108,12 @@ class ModernClients:
 
     async def _check_arguments(self, headers: Headers, params: dict[str, Any]) -> None:
         """Before the reply starts, because a mismatch must be a plain 400."""
-        if not isinstance(params.get("name"), str):
+        name = params.get("name")
+        if not isinstance(name, str) or (self._aggregate.discovers and name in discovery.NAMES):
             return
-        server, own = await self._aggregate.tool(params["name"])
-        schema = self._aggregate.tool_schema(server, own)
-        if schema is not None:
-            check_param_headers(headers, headers.duplicated, schema, params.get("arguments"))
+        annotations = (await self._aggregate.tool(name)).annotations
+        if annotations.arguments:
+            check_param_headers(headers, headers.duplicated, annotations, params.get("arguments"))
 
     async def _call(
         self,

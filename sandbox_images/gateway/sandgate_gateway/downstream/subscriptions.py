@@ -62,8 +62,9 @@ class Subscriptions:
 
 
 async def _apply(server: Server) -> None:
+    server.wake()
     if server.connection is None:
-        return  # done again when it is back
+        return  # done again when it is there
     try:
         await server.connection.subscribe(frozenset(server.subscriptions))
     except ConnectionEndedError:
@@ -71,7 +72,5 @@ async def _apply(server: Server) -> None:
 
 
 def _can_subscribe(server: Server) -> bool:
-    if server.connection is None:
-        return False
-    declared = server.connection.capabilities.get("resources")
+    declared = (server.capabilities or {}).get("resources")
     return isinstance(declared, dict) and bool(declared.get("subscribe"))

@@ -39,6 +39,14 @@ def is_modern_refusal(error: RpcError) -> bool:
     return error.code == MISSING_CLIENT_CAPABILITY
 
 
+def declared(value: Any) -> tuple[dict[str, Any], str]:
+    """Capabilities and instructions of an answer to `server/discover` or `initialize`; empty where they are not what
+    they must be."""
+    value = value if isinstance(value, dict) else {}
+    capabilities, instructions = value.get("capabilities"), value.get("instructions")
+    return capabilities if isinstance(capabilities, dict) else {}, instructions if isinstance(instructions, str) else ""
+
+
 def accepted_legacy_version(value: Any) -> str:
     """The version a legacy server settled on in its answer to `initialize`. Raises: RpcError if it is none we speak."""
     version = value.get("protocolVersion") if isinstance(value, dict) else None

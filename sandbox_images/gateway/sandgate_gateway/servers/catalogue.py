@@ -4,28 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from sandgate_gateway.callers import GATEWAY
 from sandgate_gateway.jsonrpc import RpcError
+from sandgate_gateway.lists import CAPABILITY, KEYS, KINDS, METHODS, Item, Kind, Offer, distinct
 from sandgate_gateway.protocol import INTERNAL_ERROR, METHOD_NOT_FOUND
 from sandgate_gateway.upstreams.connection import Connection
-
-Kind = Literal["tools", "prompts", "resources", "resourceTemplates"]
-
-METHODS: dict[Kind, str] = {
-    "tools": "tools/list",
-    "prompts": "prompts/list",
-    "resources": "resources/list",
-    "resourceTemplates": "resources/templates/list",
-}
-CAPABILITY: dict[Kind, str] = {
-    "tools": "tools",
-    "prompts": "prompts",
-    "resources": "resources",
-    "resourceTemplates": "resources",
-}
-KINDS: tuple[Kind, ...] = tuple(METHODS)
 
 UNANNOUNCED_TTL_S = 30.0
 """How long a list is good for if the server does not say when it changes, or has no way to."""
@@ -38,27 +23,61 @@ MAX_ITEMS = 10_000
 class Listing:
     """One list of one server, all pages of it."""
 
-    items: list[dict[str, Any]] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+    by_key: dict[str, Item] = field(default_factory=dict)
+    """The items that count, by name or URI."""
     ttl_ms: int = 0
     """As a modern server put it; 0 where it said nothing."""
     is_public: bool = False
     good_until: float = 0.0
     """Monotonic time."""
+    is_read: bool = True
+    """False for one that is remembered, or was never asked for."""
+    amiss: str | None = None
+    """What of the list does not count, for a person; follows the server's name."""
 
 
 class Catalogue:
     """The lists of one server. `changed` is called whenever one of them is different from before."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        self._listings: dict[Kind, Listing] = {kind: Listing() for kind in KINDS}
+        self._listings: dict[Kind, Listing] = {kind: Listing(is_read=False) for kind in KINDS}
         self._loading: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
         self._changed = changed
+        self.version = 0
+        """Counts the lists read anew."""
+        self.is_withdrawn = False
+        """Whether the server is gone for good: nothing is offered any more, but what it was is still known."""
 
-    def items(self, kind: Kind) -> list[dict[str, Any]]:
-        return self._listings[kind].items
+    def remember(self, offer: Offer) -> None:
+        """Take what the server offered in an earlier life for its lists until it has been asked."""
+        for kind in KINDS:
+            items = offer.lists.get(kind, [])
+            self._listings[kind] = Listing(items=items, by_key=distinct(kind, items), is_read=False)
+
+    def withdraw(self) -> None:
+        self.is_withdrawn = True
+
+    def items(self, kind: Kind) -> dict[str, Item]:
+        """What is offered now, by name or URI."""
+        return {} if self.is_withdrawn else self._listings[kind].by_key
+
+    def former_items(self, kind: Kind) -> dict[str, Item]:
+        """What was offered before it was withdrawn."""
+        return self._listings[kind].by_key if self.is_withdrawn else {}
 
     def listing(self, kind: Kind) -> Listing:
         return self._listings[kind]
+
+    @property
+    def is_read(self) -> bool:
+        """Whether every list is the server's own answer."""
+        return all(listing.is_read for listing in self._listings.values())
+
+    @property
+    def amiss(self) -> str | None:
+        """What is wrong with the lists as they stand; None if nothing is."""
+        return "; ".join(listing.amiss for listing in self._listings.values() if listing.amiss) or None
 
     def invalidate(self, capability: str) -> None:
         """A server said that what it offers under this capability has changed."""
@@ -83,6 +102,7 @@ class Catalogue:
             listing = await _fetch(kind, connection)
             is_news = listing.items != self._listings[kind].items
             self._listings[kind] = listing
+            self.version += 1
         if is_news:
             self._changed()
 
@@ -110,10 +130,30 @@ async def _fetch(kind: Kind, connection: Connection) -> Listing:
             listing.ttl_ms = int(ttl) if isinstance(ttl, int | float) and ttl > 0 else 0
             listing.is_public = value.get("cacheScope") == "public"
         cursor = value.get("nextCursor")
-        if not isinstance(cursor, str) or len(listing.items) >= MAX_ITEMS:
+        if not isinstance(cursor, str) or len(listing.items) > MAX_ITEMS:
             break
+    has_more = isinstance(cursor, str) or len(listing.items) > MAX_ITEMS
+    del listing.items[MAX_ITEMS:]
+    listing.by_key = distinct(kind, listing.items)
+    listing.amiss = _what_is_amiss(kind, listing, has_more=has_more)
     listing.good_until = _good_until(listing, declared, connection)
     return listing
+
+
+def _what_is_amiss(kind: Kind, listing: Listing, *, has_more: bool) -> str | None:
+    if has_more:
+        return f"lists more than {len(listing.items)} {kind}; the others are left out"
+    if len(listing.by_key) == len(listing.items):
+        return None
+    seen: set[Any] = set()
+    for item in listing.items:
+        name = item.get(KEYS[kind])
+        if not isinstance(name, str) or not name:
+            return f"lists {kind} without a {KEYS[kind]}; they are left out"
+        if name in seen:
+            return f"lists {name[:100]!r} more than once among its {kind}; the first one counts"
+        seen.add(name)
+    return None
 
 
 def _good_until(listing: Listing, declared: dict[str, Any], connection: Connection) -> float:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +12,9 @@ from sandgate_gateway.configuration import (
     HttpTransport,
     ServerDefinition,
     SocketTransport,
+    SseTransport,
     StdioTransport,
+    Transport,
     WorkspaceTransport,
 )
 from sandgate_gateway.servers.server import Server
@@ -60,7 +62,7 @@ class Fleet:
                 definition.name
                 for definition in configuration.servers
                 if (server := self._servers.get(definition.name))
-                and server.definition == definition
+                and definition.runs_like(server.definition)
                 and not (door_changed and isinstance(definition.transport, WorkspaceTransport))
                 and not (server.state == "failed" and before != configuration)
             }
@@ -68,17 +70,21 @@ class Fleet:
             servers = {}
             for definition in configuration.servers:
                 name = definition.name
-                servers[name] = self._servers[name] if name in keep else self._make(definition)
+                if name in keep:
+                    servers[name] = self._servers[name]
+                    servers[name].redefine(definition)
+                else:
+                    servers[name] = self._make(definition)
             self._servers = servers
             for name, server in servers.items():
                 if name not in self._lives:
                     self._lives[name] = asyncio.create_task(server.run(), name=f"server {name}")
             self._changed()
 
-    async def settled(self, names: Iterable[str] | None = None) -> None:
-        """Returns once no server is `starting`."""
+    async def settled(self, *, unless_listed: bool = False) -> None:
+        """Returns once no server is `starting`, those aside that are listed from memory if so wished."""
         for server in self.servers:
-            if names is None or server.name in names:
+            if not (unless_listed and server.is_listed):
                 await server.settled()
 
     async def close(self) -> None:
@@ -108,8 +114,8 @@ class Fleet:
         home = self._data_dir / folder
         stderr = StderrLog(self._data_dir / ".logs" / f"{folder}.log")
 
-        def connect(definition: ServerDefinition, listener: Listener) -> Connection:
-            match definition.transport:
+        def connect(transport: Transport, listener: Listener) -> Connection:
+            match transport:
                 case StdioTransport(command=command, env=env):
                     identity = child_identity(number) if self._own_users else None
                     try:
@@ -125,17 +131,17 @@ class Fleet:
                         identity=identity,
                         stderr=stderr,
                     )
-                case WorkspaceTransport() as transport:
+                case WorkspaceTransport():
                     return DoorConnection.to_workspace(
                         definition.name, listener, transport, self._configuration.stdio_door, stderr
                     )
                 case SocketTransport(path=path):
                     return DoorConnection.to_socket(definition.name, listener, path, stderr)
-                case HttpTransport(url=url, headers=headers):
+                case HttpTransport() | SseTransport():
                     # aiohttp costs memory that sandboxes without remote servers need not pay.
-                    from sandgate_gateway.upstreams.http import HttpConnection  # noqa: PLC0415
+                    from sandgate_gateway.upstreams.remote import connect_remote  # noqa: PLC0415
 
-                    return HttpConnection(definition.name, listener, url=url, headers=headers)
+                    return connect_remote(definition.name, listener, transport)
 
         return Server(
             definition,

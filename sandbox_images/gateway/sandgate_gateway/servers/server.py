@@ -8,16 +8,25 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from sandgate_gateway.callers import Caller
-from sandgate_gateway.configuration import ServerDefinition
+from sandgate_gateway.configuration import HttpTransport, ServerDefinition, SseTransport, Transport
 from sandgate_gateway.jsonrpc import Result, RpcError
-from sandgate_gateway.protocol import INTERNAL_ERROR, LIST_CHANGED
+from sandgate_gateway.lists import CAPABILITY, KINDS, Kind, Offer
+from sandgate_gateway.protocol import INTERNAL_ERROR, LATEST_LEGACY_VERSION, LIST_CHANGED, Era
 from sandgate_gateway.redaction import Redactor
-from sandgate_gateway.servers.catalogue import CAPABILITY, KINDS, Catalogue, Kind
-from sandgate_gateway.upstreams.connection import Connection, ConnectionEndedError, CouldNotConnectError, Listener
+from sandgate_gateway.servers.catalogue import Catalogue
+from sandgate_gateway.upstreams.connection import (
+    Connection,
+    ConnectionEndedError,
+    CouldNotConnectError,
+    Listener,
+    NotDeliveredError,
+    OldTransportError,
+)
 
 logger = logging.getLogger(__name__)
 
-State = Literal["starting", "ready", "failed"]
+State = Literal["idle", "starting", "ready", "failed"]
+"""`idle`: a lazy server nobody has needed yet."""
 
 FIRST_BACKOFF_S = 0.25
 MAX_BACKOFF_S = 30.0
@@ -30,6 +39,9 @@ LISTING_TIMEOUT_S = 5.0
 RELIST_AFTER_S = 0.02
 """Changes that are told several times are read once."""
 
+RELIST_PAUSE_S = 0.5
+"""Between two such readings: a server may tell of changes all the time."""
+
 LISTING_PAUSE_S = 10.0
 """Before a server that failed to list is asked again."""
 
@@ -38,7 +50,10 @@ CALL_TIMEOUT_S = 3600.0
 
 CALL_WAITS_FOR_RESTART_S = 10.0
 
-Connect = Callable[[ServerDefinition, Listener], Connection]
+_MARGIN_S = 10.0
+"""Beyond the bound of a start: reading the lists belongs to it, too."""
+
+Connect = Callable[[Transport, Listener], Connection]
 
 
 class StartFailedError(Exception):
@@ -59,28 +74,64 @@ class Server:
     ) -> None:
         self.definition = definition
         self.name = definition.name
-        self.state: State = "starting"
+        self.state: State = "idle" if definition.starts_lazily else "starting"
         self.message: str | None = None
         self.restarts = 0
         self.catalogue = Catalogue(changed)
         self.connection: Connection | None = None
+        self.capabilities: dict[str, Any] | None = None
+        """As declared last, or as remembered; None while nobody knows."""
+        self.instructions = ""
+        self.era: Era = "legacy"
         self.subscriptions: dict[str, int] = {}
         """The server's own URI -> how many clients want its updates."""
         self.redact = Redactor(definition.secrets)
         self._connect = connect
+        self._transport = definition.transport
+        """As configured, or the older one the server was found to speak."""
         self._stderr = stderr
         self._changed = changed
         self._on_notification = on_notification
         self._settled = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._disconnected = asyncio.Event()
+        self._was_ready = False
+        self._protocol_version = LATEST_LEGACY_VERSION
+        self._digest: tuple[int, str] | None = None
         self._skip_probe = False
+        self._oddity: str | None = None
+        """Of the connection that was tried last."""
         self._relisting: set[str] = set()
         """Capabilities whose lists are about to be read again."""
         self._refreshing: set[asyncio.Task[None]] = set()
+        self._relisted_at = -RELIST_PAUSE_S
+        self._remember(definition.remembered)
+
+    def redefine(self, definition: ServerDefinition) -> None:
+        """Go on by another definition that `runs_like` the one before."""
+        self.definition = definition
+        if not self._was_ready and self.state != "failed":
+            self._remember(definition.remembered)
+        if not definition.starts_lazily:
+            self.wake()
+
+    def _remember(self, offer: Offer | None) -> None:
+        if offer is not None:
+            self.catalogue.remember(offer)
+            self.capabilities, self.instructions, self.era = offer.capabilities, offer.instructions, offer.era
 
     # Life
 
+    def wake(self) -> None:
+        """Start the server if it is idle. Safe to repeat."""
+        if self.state == "idle":
+            self.state = "starting"
+        self._wanted.set()
+
     async def run(self) -> None:
         """Runs until cancelled, or until the server has failed for good."""
+        if self.state == "idle":
+            await self._wanted.wait()
         backoff = FIRST_BACKOFF_S
         while True:
             try:
@@ -89,6 +140,8 @@ class Server:
                 self.message = self.redact(str(error))
                 logger.warning("server %s %s", self.name, self.message)
                 if not self.restarts:
+                    self.catalogue.withdraw()
+                    self.capabilities, self.instructions = None, ""
                     self._settle("failed")
                     return
             else:
@@ -98,6 +151,7 @@ class Server:
                 finally:
                     self.connection = None
                     self._settled.clear()
+                    self._disconnected.set()
                     await connection.close()
                 if time.monotonic() - started >= STABLE_AFTER_S:
                     backoff = FIRST_BACKOFF_S
@@ -112,6 +166,7 @@ class Server:
     async def _start(self) -> Connection:
         """One start within the bound of the definition. Raises: StartFailedError."""
         timeout = self.definition.start_timeout_s
+        self._transport = self.definition.transport
         deadline = asyncio.get_running_loop().time() + timeout
         reason = ""
         pause = 0.05
@@ -129,8 +184,12 @@ class Server:
                     else:
                         break
         except TimeoutError:
-            raise StartFailedError(reason or f"did not answer initialize within {timeout:g} s") from None
+            reason = reason or f"did not answer initialize within {timeout:g} s"
+            raise StartFailedError(f"{reason}; it {self._oddity}" if self._oddity else reason) from None
         self.connection = connection
+        self._disconnected.clear()
+        self.capabilities, self.instructions = connection.capabilities, connection.instructions
+        self.era, self._protocol_version = connection.era, connection.protocol_version
         self.message = None
         self.catalogue.invalidate_all()
         try:
@@ -139,13 +198,20 @@ class Server:
         except asyncio.CancelledError:
             await connection.close()
             raise
+        self._was_ready = True
         self._settle("ready")
         return connection
 
     async def _open(self) -> Connection:
-        connection = self._connect(self.definition, self._heard)
+        connection = self._connect(self._transport, self._heard)
         try:
             await connection.open(skip_probe=self._skip_probe)
+        except OldTransportError:
+            await connection.close()
+            assert isinstance(self._transport, HttpTransport)
+            old = self._transport
+            self._transport = SseTransport(old.url, old.headers, old.allow_private)
+            return await self._open()
         except CouldNotConnectError:
             await connection.close()
             raise
@@ -160,6 +226,7 @@ class Server:
             await connection.close()
             raise StartFailedError(f"refused to start a session: {error.message}") from error
         except BaseException:
+            self._oddity = connection.oddity
             await connection.close()
             raise
         return connection
@@ -183,7 +250,25 @@ class Server:
 
     async def settled(self) -> None:
         """Returns once the server is not `starting`."""
-        await self._settled.wait()
+        if self.state != "idle":
+            await self._settled.wait()
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether what it offers is known, be it from memory."""
+        return self.state != "failed" and (self._was_ready or self.definition.remembered is not None)
+
+    def offer(self) -> Offer | None:
+        """What the server itself says it offers; None if it never was ready, or has not answered for every list."""
+        if not (self._was_ready and self.catalogue.is_read):
+            return None
+        return Offer(
+            lists={kind: self.catalogue.listing(kind).items for kind in KINDS},
+            capabilities=self.capabilities or {},
+            instructions=self.instructions,
+            era=self.era,
+            protocol_version=self._protocol_version,
+        )
 
     def needs_refresh(self, kind: Kind) -> bool:
         return self.state == "ready" and time.monotonic() >= self.catalogue.listing(kind).good_until
@@ -211,26 +296,38 @@ class Server:
 
     async def request(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
         """Raises: RpcError, which names this server where the gateway and not the server made it."""
-        connection = await self.available()
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                return await connection.request(method, params, caller)
+                connection = await self.available()
+                try:
+                    return await connection.request(method, params, caller)
+                except NotDeliveredError:
+                    if self.connection is connection:  # the news is faster than the run of the server
+                        await self._disconnected.wait()
+                return await (await self.available()).request(method, params, caller)
         except ConnectionEndedError as error:
             raise self._gone(str(error)) from error
         except TimeoutError:
             raise self._gone(f"did not answer {method} within {CALL_TIMEOUT_S:g} s") from None
 
     async def available(self) -> Connection:
-        """The connection; waits a while for a server that is being (re)started. Raises: RpcError."""
+        """The connection; waits for a server that is being started, a while for one that is restarted. Raises:
+        RpcError."""
         if self.connection is None or self.state != "ready":
+            self.wake()
+            patience = CALL_WAITS_FOR_RESTART_S if self._was_ready else self.definition.start_timeout_s + _MARGIN_S
             try:
-                async with asyncio.timeout(CALL_WAITS_FOR_RESTART_S):
-                    await self.settled()
+                async with asyncio.timeout(patience):
+                    await self._settled.wait()
             except TimeoutError:
                 raise self._gone(f"is not ready yet{f': it {self.message}' if self.message else ''}") from None
         if self.connection is None:
-            raise self._gone(self.message or "is not running")
+            raise self.failure()
         return self.connection
+
+    def failure(self) -> RpcError:
+        """What a call to a server that is not there is answered with."""
+        return self._gone(self.message or "is not running")
 
     def _gone(self, how: str) -> RpcError:
         return RpcError(INTERNAL_ERROR, self.redact(f"server {self.name!r} {how}"), {"server": self.name})
@@ -243,16 +340,19 @@ class Server:
             if capability in self._relisting:
                 return  # every session to a remote server may hear of the same change
             self._relisting.add(capability)
-            task = asyncio.create_task(self._relist(capability, method, params), name=f"relist {self.name}")
+            pause = max(RELIST_AFTER_S, self._relisted_at + RELIST_PAUSE_S - time.monotonic())
+            work = self._relist(capability, method, params, pause)
+            task = asyncio.create_task(work, name=f"relist {self.name}")
             self._refreshing.add(task)
             task.add_done_callback(self._refreshing.discard)
         else:
             self._on_notification(self, method, params)
 
-    async def _relist(self, capability: str, method: str, params: dict[str, Any]) -> None:
+    async def _relist(self, capability: str, method: str, params: dict[str, Any], pause: float) -> None:
         """Learn the new names before the clients are told, so that whatever they call next is known."""
-        await asyncio.sleep(RELIST_AFTER_S)
+        await asyncio.sleep(pause)
         self._relisting.discard(capability)
+        self._relisted_at = time.monotonic()
         for kind in KINDS:
             if CAPABILITY[kind] == capability:
                 await self.refresh(kind)
@@ -262,8 +362,19 @@ class Server:
         return {
             "name": self.name,
             "state": self.state,
-            "message": self.message,
+            "listed": self.is_listed,
+            "message": self.message or self.catalogue.amiss,
             "stderr": [self.redact(line) for line in self._stderr()],
             "restarts": self.restarts,
             "tools": len(self.catalogue.items("tools")),
+            "digest": self._offer_digest(),
         }
+
+    def _offer_digest(self) -> str | None:
+        version = self.catalogue.version
+        if self._digest is None or self._digest[0] != version:
+            offer = self.offer()
+            if offer is None:
+                return None
+            self._digest = (version, offer.as_json()["digest"])
+        return self._digest[1]

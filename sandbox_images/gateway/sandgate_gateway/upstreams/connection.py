@@ -24,6 +24,14 @@ class CouldNotConnectError(ConnectionEndedError):
         self.final = final
 
 
+class NotDeliveredError(ConnectionEndedError):
+    """The session was over before the request reached the server: it can be sent again on another one."""
+
+
+class OldTransportError(CouldNotConnectError):
+    """The server does not speak streamable HTTP, but the HTTP+SSE transport before it."""
+
+
 class Connection(ABC):
     """One opened way to one server. Speaks JSON-RPC; which era it speaks is told by `era` once `open` has returned."""
 
@@ -31,6 +39,11 @@ class Connection(ABC):
     protocol_version: str = ""
     capabilities: dict[str, Any]
     instructions: str = ""
+
+    @property
+    def oddity(self) -> str | None:
+        """What is odd about the server's output so far, in words that follow "it"; None if nothing is."""
+        return None
 
     @property
     def hears_changes(self) -> bool:

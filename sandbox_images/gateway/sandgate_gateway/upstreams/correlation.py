@@ -15,6 +15,8 @@ from sandgate_gateway.callers import Caller
 from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.protocol import INVALID_REQUEST, LOG_LEVELS, log_rank
 
+_MAX_DIGITS = 18
+
 
 class InFlight:
     """A request the server has not answered yet."""
@@ -41,8 +43,13 @@ class Correlation:
         return entry
 
     def take(self, identifier: object) -> InFlight | None:
-        """Remove and return the request with this id; None for an answer nobody waits for."""
-        return self._in_flight.pop(identifier, None) if isinstance(identifier, int) else None
+        """Remove and return the request with this id; None for an answer nobody waits for. Some servers make a string
+        of the number."""
+        if isinstance(identifier, str) and identifier.isdecimal() and len(identifier) < _MAX_DIGITS:
+            identifier = int(identifier)
+        if isinstance(identifier, bool) or not isinstance(identifier, int):
+            return None
+        return self._in_flight.pop(identifier, None)
 
     def take_all(self) -> list[InFlight]:
         entries, self._in_flight = list(self._in_flight.values()), {}

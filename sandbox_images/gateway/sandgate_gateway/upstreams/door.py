@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import orjson
 
+from sandgate_gateway.allowance import Allowance
 from sandgate_gateway.configuration import StdioDoor, WorkspaceTransport
 from sandgate_gateway.framing import FrameKind, FrameReader, MessageTooLongError
 from sandgate_gateway.upstreams.connection import CouldNotConnectError, Listener
@@ -31,10 +32,12 @@ class DoorConnection(StreamConnection):
         self._dial = dial
         self._first = first
         self._stderr = stderr
+        self._stderr_allowance = Allowance()
         self._at = at
         self._frames = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._lost = asyncio.Event()
+        self._held: asyncio.TimerHandle | None = None
 
     @classmethod
     def to_workspace(
@@ -94,6 +97,16 @@ class DoorConnection(StreamConnection):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
+    def hold_back(self, seconds: float) -> None:
+        if self._transport is not None and not self._transport.is_closing() and self._held is None:
+            self._transport.pause_reading()
+            self._held = asyncio.get_running_loop().call_later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        self._held = None
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     async def close(self) -> None:
         transport = self._transport
         if transport is None or self._lost.is_set():
@@ -126,6 +139,8 @@ class DoorConnection(StreamConnection):
                     self.received(payload)
                 case FrameKind.STDERR:
                     self._stderr.feed(payload)
+                    if pause := self._stderr_allowance.spend(len(payload)):
+                        self.hold_back(pause)
                 case FrameKind.EXIT:
                     self.ended(_describe(payload))
                     self._abort()

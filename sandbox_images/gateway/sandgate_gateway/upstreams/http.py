@@ -8,8 +8,6 @@ capabilities share one; the gateway's housekeeping has another. A modern server 
 import asyncio
 import itertools
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -17,14 +15,22 @@ import orjson
 from sandgate_gateway import jsonrpc
 from sandgate_gateway.callers import GATEWAY, Caller
 from sandgate_gateway.eras.outgoing import outgoing_params
-from sandgate_gateway.eras.probe import is_modern_refusal, modern_version, offered_version
-from sandgate_gateway.headers import find_invalid_header_annotation, request_headers
+from sandgate_gateway.eras.probe import declared, is_modern_refusal, modern_version, offered_version
+from sandgate_gateway.headers import NO_ANNOTATIONS, Annotations, request_headers
 from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.protocol import INTERNAL_ERROR, LIST_CHANGED, MODERN_VERSION
-from sandgate_gateway.upstreams.connection import Connection, ConnectionEndedError, CouldNotConnectError, Listener
+from sandgate_gateway.upstreams.connection import (
+    Connection,
+    ConnectionEndedError,
+    CouldNotConnectError,
+    Listener,
+    NotDeliveredError,
+    OldTransportError,
+)
 from sandgate_gateway.upstreams.correlation import wants_log, with_client_token
-from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError, first_event_name, messages
+from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError, messages
 from sandgate_gateway.upstreams.http_session import HttpSession
+from sandgate_gateway.upstreams.sse_connection import speaks_sse
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +42,11 @@ RECONNECT_PAUSE_S = 0.5
 
 
 class HttpConnection(Connection):
-    def __init__(self, name: str, listener: Listener, *, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, name: str, listener: Listener, exchanges: HttpExchanges) -> None:
         self.capabilities = {}
         self._name = name
         self._listener = listener
-        self._exchanges = HttpExchanges(url, headers)
+        self._exchanges = exchanges
         self._ids = itertools.count(1)
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._sessions: dict[object, HttpSession] = {}
@@ -48,7 +54,8 @@ class HttpConnection(Connection):
         self._listen: asyncio.Task[None] | None = None
         self._is_listening = False
         self._subscriptions: frozenset[str] = frozenset()
-        self._annotated_schemas: dict[str, Any] = {}
+        self._annotations: dict[str, Annotations] = {}
+        """Of the tools that have any, by name."""
 
     # Opening
 
@@ -60,7 +67,7 @@ class HttpConnection(Connection):
         try:
             session = await self._legacy_session(GATEWAY)
         except HttpStatusError as error:
-            raise CouldNotConnectError(await self._why(error), final=error.status < 500) from error
+            raise await self._why(error) from error
         self.protocol_version = session.protocol_version
         self.capabilities = session.capabilities
         self.instructions = session.instructions
@@ -80,8 +87,7 @@ class HttpConnection(Connection):
         if version is None:
             return False
         self.protocol_version = version
-        self.capabilities = result.value.get("capabilities") or {}
-        self.instructions = result.value.get("instructions") or ""
+        self.capabilities, self.instructions = declared(result.value)
         return True
 
     async def _discover(self) -> Result:
@@ -95,21 +101,22 @@ class HttpConnection(Connection):
             self.protocol_version = version
         return await self._modern_request("server/discover", {}, GATEWAY)
 
-    async def _why(self, error: HttpStatusError) -> str:
-        """What a refused `initialize` means, for a person."""
+    async def _why(self, error: HttpStatusError) -> CouldNotConnectError:
+        """What a refused `initialize` means."""
         if error.status in (401, 403):
-            return f"refuses the configured credentials (HTTP status {error.status})"
-        with suppress(ConnectionEndedError, HttpStatusError, TimeoutError):
-            async with asyncio.timeout(OLD_TRANSPORT_CHECK_S), self._exchanges.get({}) as response:
-                if await first_event_name(response) == "endpoint":
-                    return "speaks the HTTP+SSE transport of 2024-11-05, which the gateway does not support"
-        return f"{error}; its URL must be the one of a streamable HTTP endpoint"
+            return CouldNotConnectError(f"refuses the configured credentials (HTTP status {error.status})", final=True)
+        # 2025-11-25, basic/transports, backwards compatibility.
+        if error.status in (400, 404, 405) and await speaks_sse(self._exchanges, OLD_TRANSPORT_CHECK_S):
+            return OldTransportError("speaks HTTP+SSE")
+        return CouldNotConnectError(
+            f"{error}; its URL must be the one of a streamable HTTP endpoint", final=error.status < 500
+        )
 
     # Connection
 
     async def request(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
         if self._ended.done():
-            raise ConnectionEndedError(self._ended.result())
+            raise NotDeliveredError(self._ended.result())
         try:
             if self.era == "modern":
                 return await self._modern_request(method, params, caller)
@@ -164,7 +171,12 @@ class HttpConnection(Connection):
     # Legacy servers
 
     async def _legacy_request(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
-        session = await self._legacy_session(caller)
+        try:
+            session = await self._legacy_session(caller)
+        except ConnectionEndedError as error:
+            if self._ended.done():  # meanwhile: the call itself was not sent
+                raise NotDeliveredError(str(error)) from error
+            raise
         try:
             return await session.request(method, params, caller)
         except HttpStatusError as error:
@@ -201,7 +213,7 @@ class HttpConnection(Connection):
         token = identifier if caller.progress_token is not None else None
         outgoing = outgoing_params("modern", self.protocol_version, params, caller, token)
         headers = request_headers(
-            method, outgoing, self.protocol_version, self._annotated_schemas.get(str(params.get("name")))
+            method, outgoing, self.protocol_version, self._annotations.get(str(params.get("name")), NO_ANNOTATIONS)
         )
         async with self._exchanges.post(jsonrpc.request(identifier, method, outgoing), headers) as response:
             async for incoming in messages(response):
@@ -231,13 +243,13 @@ class HttpConnection(Connection):
             return result
         valid = []
         for tool in result.value.get("tools") or ():
-            schema = tool.get("inputSchema") if isinstance(tool, dict) else None
-            if problem := find_invalid_header_annotation(schema):
-                logger.warning("a tool of server %s is left out: %s", self._name, problem)
+            annotations = Annotations(tool.get("inputSchema")) if isinstance(tool, dict) else NO_ANNOTATIONS
+            if annotations.problem:
+                logger.warning("a tool of server %s is left out: %s", self._name, annotations.problem)
                 continue
             valid.append(tool)
-            if schema and b'"x-mcp-header"' in orjson.dumps(schema):
-                self._annotated_schemas[str(tool.get("name"))] = schema
+            if annotations.arguments:
+                self._annotations[str(tool.get("name"))] = annotations
         return Result({**result.value, "tools": valid})
 
     def _restart_listen(self) -> None:

@@ -8,15 +8,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from aiohttp.resolver import ThreadedResolver
 
 from sandgate_gateway import jsonrpc
+from sandgate_gateway.framing import MAX_MESSAGE
 from sandgate_gateway.jsonrpc import RpcError
 from sandgate_gateway.protocol import INTERNAL_ERROR
-from sandgate_gateway.sse import EventReader, EventTooLongError
+from sandgate_gateway.sse import Event, EventReader, EventTooLongError
+from sandgate_gateway.upstreams.addresses import (
+    PrivateAddressError,
+    PublicResolver,
+    check_public,
+    make_socket,
+    refusal,
+)
 from sandgate_gateway.upstreams.connection import ConnectionEndedError, CouldNotConnectError
 
 CONNECT_TIMEOUT_S = 10.0
-MAX_BODY = 64 * 1024 * 1024
+MAX_BODY = MAX_MESSAGE
 _ACCEPT = "application/json, text/event-stream"
 
 
@@ -47,23 +56,36 @@ class StreamPosition:
 class HttpExchanges:
     """The HTTP client of one server: kept-alive connections, the configured headers, errors in words."""
 
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
-        self._url = url
+    def __init__(self, url: str, headers: Mapping[str, str], *, allow_private: bool) -> None:
+        """`allow_private` allows plain http and addresses that are not public. Raises: CouldNotConnectError."""
+        if not allow_private:
+            check_public(url)
+        self.url = url
         self._client = aiohttp.ClientSession(
             headers=headers,
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            connector=aiohttp.TCPConnector(
+                limit=0,
+                keepalive_timeout=30,
+                resolver=ThreadedResolver() if allow_private else PublicResolver(),
+                socket_factory=make_socket,
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             read_bufsize=256 * 1024,
         )
 
     @asynccontextmanager
-    async def post(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer to one message, not read yet. Raises: CouldNotConnectError, ConnectionEndedError,
-        HttpStatusError, RpcError for an HTTP error with a JSON-RPC error in it."""
+    async def post(
+        self, body: bytes, headers: Mapping[str, str], url: str | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer to one message, not read yet; `url` is for servers that take messages elsewhere. Raises:
+        CouldNotConnectError, ConnectionEndedError, HttpStatusError, RpcError for an HTTP error with a JSON-RPC error in
+        it."""
         all_headers = {"Content-Type": "application/json", "Accept": _ACCEPT, **headers}
         with _errors_in_words():
-            async with self._client.post(self._url, data=body, headers=all_headers, allow_redirects=False) as response:
+            async with self._client.post(
+                url or self.url, data=body, headers=all_headers, allow_redirects=False
+            ) as response:
                 if response.status >= 300:
                     raise await _error_of(response)
                 yield response
@@ -73,7 +95,7 @@ class HttpExchanges:
         """An event stream that belongs to no request. Raises: like `post`."""
         with _errors_in_words():
             async with self._client.get(
-                self._url, headers={"Accept": "text/event-stream", **headers}, allow_redirects=False
+                self.url, headers={"Accept": "text/event-stream", **headers}, allow_redirects=False
             ) as response:
                 if response.status != 200 or not _is_event_stream(response):
                     raise HttpStatusError(response.status)
@@ -82,7 +104,10 @@ class HttpExchanges:
     async def delete(self, headers: Mapping[str, str]) -> None:
         """End a session, best effort."""
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S), self._client.delete(self._url, headers=headers):
+            async with (
+                asyncio.timeout(CONNECT_TIMEOUT_S),
+                self._client.delete(self.url, headers=headers, allow_redirects=False),
+            ):
                 return
         except (aiohttp.ClientError, TimeoutError, OSError):
             return
@@ -99,14 +124,21 @@ async def messages(response: aiohttp.ClientResponse, position: StreamPosition | 
         if not _is_event_stream(response):
             yield _incoming(await _body(response))
             return
-        reader = EventReader()
+        async for event in events(response):
+            if position is not None:
+                position.last_event_id = event.identifier or position.last_event_id
+                position.retry_ms = event.retry_ms if event.retry_ms is not None else position.retry_ms
+            if event.data:
+                yield _incoming(event.data)
+
+
+async def events(response: aiohttp.ClientResponse) -> AsyncIterator[Event]:
+    """The events of a stream as they come. Raises: ConnectionEndedError."""
+    reader = EventReader()
+    with _errors_in_words():
         async for chunk in response.content.iter_any():
             for event in reader.feed(chunk):
-                if position is not None:
-                    position.last_event_id = event.identifier or position.last_event_id
-                    position.retry_ms = event.retry_ms if event.retry_ms is not None else position.retry_ms
-                if event.data:
-                    yield _incoming(event.data)
+                yield event
 
 
 def _incoming(data: bytes) -> Incoming:
@@ -114,15 +146,6 @@ def _incoming(data: bytes) -> Incoming:
         return Incoming(*jsonrpc.parse_message(data.strip()))
     except ValueError as error:
         raise RpcError(INTERNAL_ERROR, "the server sent something that is not JSON-RPC") from error
-
-
-async def first_event_name(response: aiohttp.ClientResponse) -> str | None:
-    """The name of the first event on a stream; servers of the old HTTP+SSE transport start with `endpoint`."""
-    reader = EventReader()
-    async for chunk in response.content.iter_any():
-        for event in reader.feed(chunk):
-            return event.name
-    return None
 
 
 def _is_event_stream(response: aiohttp.ClientResponse) -> bool:
@@ -166,6 +189,8 @@ class _errors_in_words:  # noqa: N801 (reads as the function it stands for)
         match error:
             case aiohttp.ClientConnectorCertificateError():
                 raise CouldNotConnectError("could not be reached: its TLS certificate is not trusted") from error
+            case aiohttp.ClientConnectorError(os_error=PrivateAddressError() as private):
+                raise refusal(private.address) from error
             case aiohttp.ClientConnectorError():
                 number = error.os_error.errno
                 reason = os.strerror(number) if number else "its name or address is not known"

@@ -11,7 +11,7 @@ import aiohttp
 from sandgate_gateway import jsonrpc
 from sandgate_gateway.callers import GATEWAY, Caller
 from sandgate_gateway.eras.outgoing import initialize_params, outgoing_params
-from sandgate_gateway.eras.probe import accepted_legacy_version
+from sandgate_gateway.eras.probe import accepted_legacy_version, declared
 from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.protocol import CLIENT_REQUESTS, LATEST_LEGACY_VERSION, LIST_CHANGED, METHOD_NOT_FOUND
 from sandgate_gateway.upstreams.connection import ConnectionEndedError, Listener
@@ -67,8 +67,7 @@ class HttpSession:
             self._id = response.headers.get("Mcp-Session-Id")
             value = await self._first_answer(messages(response))
         self.protocol_version = accepted_legacy_version(value)
-        self.capabilities = value.get("capabilities") or {}
-        self.instructions = value.get("instructions") or ""
+        self.capabilities, self.instructions = declared(value)
         await self.notify("notifications/initialized", {})
         if self._id is not None:
             listen = self._spawn(self._keep_listening(), "listen")

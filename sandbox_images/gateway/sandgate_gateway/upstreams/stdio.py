@@ -5,18 +5,21 @@ import os
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sandgate_gateway.allowance import Allowance
 from sandgate_gateway.upstreams.connection import CouldNotConnectError, Listener
 from sandgate_gateway.upstreams.stream import StreamConnection
 
 STDIN_CLOSED_GRACE_S = 2.0
 TERM_GRACE_S = 2.0
 """Shutdown order of the MCP specification (2025-11-25, basic/lifecycle, stdio): close stdin, wait, TERM, wait, KILL."""
+
+EXIT_AFTER_EOF_S = 0.5
 
 STDERR_LINES = 20
 MAX_LOG_BYTES = 5 * 1024 * 1024
@@ -48,7 +51,7 @@ class StderrLog:
                 self._file.write(data)
         *lines, self._partial = (self._partial + data).split(b"\n")
         self._partial = self._partial[-_MAX_STDERR_LINE:]
-        for line in lines:
+        for line in lines[-2 * STDERR_LINES :]:  # some may be blank
             if text := line.strip().decode("utf-8", "replace"):
                 self.lines.append(text[:_MAX_STDERR_LINE])
 
@@ -95,10 +98,12 @@ class ChildConnection(StreamConnection):
         self._cwd = cwd
         self._identity = identity
         self._stderr = stderr
+        self._stderr_allowance = Allowance()
         self._process: subprocess.Popen[bytes] | None = None
         self._exited = asyncio.Event()
         self._stdin: asyncio.WriteTransport | None = None
-        self._readers: list[asyncio.ReadTransport] = []
+        self._stdout: asyncio.ReadTransport | None = None
+        self._stderr_pipe: asyncio.ReadTransport | None = None
         self._closing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -106,10 +111,11 @@ class ChildConnection(StreamConnection):
         process = self._process = self._spawn()
         pidfd = os.pidfd_open(process.pid)
         loop.add_reader(pidfd, self._on_exit, pidfd)
-        self._stdin, _ = await loop.connect_write_pipe(lambda: _Pipe(connection=self), process.stdin)
-        stdout, _ = await loop.connect_read_pipe(lambda: _Pipe(sink=self.received), process.stdout)
-        stderr, _ = await loop.connect_read_pipe(lambda: _Pipe(sink=self._stderr.feed), process.stderr)
-        self._readers = [stdout, stderr]
+        self._stdin, _ = await loop.connect_write_pipe(lambda: _Stdin(self), process.stdin)
+        self._stdout, _ = await loop.connect_read_pipe(
+            lambda: _Output(self.received, lost=lambda: self._half_closed("stdout")), process.stdout
+        )
+        self._stderr_pipe, _ = await loop.connect_read_pipe(lambda: _Output(self._log), process.stderr)
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
         identity: dict[str, Any] = {}
@@ -134,6 +140,21 @@ class ChildConnection(StreamConnection):
         if self._stdin is not None and not self._stdin.is_closing():
             self._stdin.write(data)
 
+    def hold_back(self, seconds: float) -> None:
+        _hold_back(self._stdout, seconds)
+
+    def _log(self, data: bytes) -> None:
+        self._stderr.feed(data)
+        if pause := self._stderr_allowance.spend(len(data)):
+            _hold_back(self._stderr_pipe, pause)
+
+    def stdin_lost(self) -> None:
+        self._half_closed("stdin")
+
+    def _half_closed(self, pipe: str) -> None:
+        """Nothing more can be said to the server, or by it. Mostly because it ends; then that tells more."""
+        asyncio.get_running_loop().call_later(EXIT_AFTER_EOF_S, self.ended, f"closed its {pipe}")
+
     async def close(self) -> None:
         """End the whole process group, politely first. At most STDIN_CLOSED_GRACE_S + TERM_GRACE_S and a moment."""
         if self._closing is None:
@@ -149,8 +170,9 @@ class ChildConnection(StreamConnection):
                     break
                 self._signal_group(number)
             await self._exits_within(TERM_GRACE_S)
-        for reader in self._readers:
-            reader.close()
+        for reader in (self._stdout, self._stderr_pipe):
+            if reader is not None:
+                reader.close()
         self.ended("was stopped")
 
     async def _exits_within(self, seconds: float) -> bool:
@@ -189,21 +211,44 @@ def describe_exit(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-class _Pipe(asyncio.Protocol):
-    """One end of a pipe to the child: reads into a sink, or reports the flow of writing."""
+def _hold_back(pipe: asyncio.ReadTransport | None, seconds: float) -> None:
+    if pipe is None or pipe.is_closing():
+        return
+    pipe.pause_reading()
+    asyncio.get_running_loop().call_later(seconds, _go_on, pipe)
 
-    def __init__(self, *, sink: Any = None, connection: StreamConnection | None = None) -> None:
+
+def _go_on(pipe: asyncio.ReadTransport) -> None:
+    if not pipe.is_closing():
+        pipe.resume_reading()
+
+
+class _Output(asyncio.Protocol):
+    """What the child writes, on one of its two pipes."""
+
+    def __init__(self, sink: Callable[[bytes], None], lost: Callable[[], None] | None = None) -> None:
         self._sink = sink
-        self._connection = connection
+        self._lost = lost
 
     def data_received(self, data: bytes) -> None:
-        if self._sink is not None:
-            self._sink(data)
+        self._sink(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._lost is not None:
+            self._lost()
+
+
+class _Stdin(asyncio.BaseProtocol):
+    """What the child reads: reports the flow of writing."""
+
+    def __init__(self, connection: ChildConnection) -> None:
+        self._connection = connection
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.stdin_lost()
 
     def pause_writing(self) -> None:
-        if self._connection is not None:
-            self._connection.pause_writing()
+        self._connection.pause_writing()
 
     def resume_writing(self) -> None:
-        if self._connection is not None:
-            self._connection.resume_writing()
+        self._connection.resume_writing()

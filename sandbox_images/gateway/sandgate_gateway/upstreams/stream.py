@@ -5,18 +5,21 @@ All clients share the connection; correlation.py says whose message is whose.
 
 import asyncio
 import logging
+import re
 from abc import abstractmethod
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 from sandgate_gateway import jsonrpc
+from sandgate_gateway.allowance import MESSAGE_COST, Allowance
 from sandgate_gateway.callers import GATEWAY, Caller
 from sandgate_gateway.eras.outgoing import SHARED_CAPABILITIES, initialize_params, outgoing_params
-from sandgate_gateway.eras.probe import accepted_legacy_version, is_modern_refusal, modern_version
+from sandgate_gateway.eras.probe import accepted_legacy_version, declared, is_modern_refusal, modern_version
 from sandgate_gateway.framing import LineReader, MessageTooLongError
 from sandgate_gateway.jsonrpc import Result, RpcError
-from sandgate_gateway.protocol import CLIENT_REQUESTS, INTERNAL_ERROR, METHOD_NOT_FOUND, MODERN_VERSION
-from sandgate_gateway.upstreams.connection import Connection, ConnectionEndedError, Listener
+from sandgate_gateway.protocol import CLIENT_REQUESTS, INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, MODERN_VERSION
+from sandgate_gateway.upstreams.connection import Connection, ConnectionEndedError, Listener, NotDeliveredError
 from sandgate_gateway.upstreams.correlation import Correlation, more_talkative, with_client_token
 
 logger = logging.getLogger(__name__)
@@ -27,9 +30,17 @@ PROBE_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 30.0
 """How long a server may leave its stdin unread before a request to it fails."""
 
+MAX_RELAYS = 100
+"""Questions of one server that wait for clients at the same time."""
+
+_ID = re.compile(rb'"id"\s*:\s*"?(\d{1,18})\b')
+_ID_WITHIN = 256
+"""Bytes at either end of an answer in which its id is looked for if it cannot be parsed."""
+
 
 class StreamConnection(Connection):
-    """Subclasses move bytes: they implement `start`, `write` and `close`, and call `received` and `ended`."""
+    """Subclasses move bytes: they implement `start`, `write`, `hold_back` and `close`, and call `received` and
+    `ended`."""
 
     def __init__(self, name: str, listener: Listener) -> None:
         self.capabilities = {}
@@ -44,6 +55,9 @@ class StreamConnection(Connection):
         self._log_level: str | None = None
         self._subscriptions: frozenset[str] = frozenset()
         self._listen: asyncio.Task[None] | None = None
+        self._unasked = Allowance()
+        self._stray_lines = 0
+        self._last_stray = b""
 
     # What subclasses do
 
@@ -55,15 +69,29 @@ class StreamConnection(Connection):
     def write(self, data: bytes) -> None:
         """Hand bytes to the server's stdin; silent once it is closed."""
 
+    @abstractmethod
+    def hold_back(self, seconds: float) -> None:
+        """Leave what the server writes unread for so long."""
+
     def received(self, data: bytes) -> None:
         """Bytes from the server's stdout."""
+        if self._ended.done():
+            return
         try:
             lines = self._lines.feed(data)
         except MessageTooLongError as error:
             self.ended(f"sent {error}")
             return
-        for line in lines:
-            self._message(line)
+        self.messages_received(lines)
+
+    def messages_received(self, messages: Iterable[bytes]) -> None:
+        """Whole messages from the server."""
+        cost = 0
+        for message in messages:
+            if not self._message(message):
+                cost += MESSAGE_COST + len(message)
+        if cost and (pause := self._unasked.spend(cost)):
+            self.hold_back(pause)
 
     def ended(self, how: str) -> None:
         """The connection is over: everything in flight fails. Safe to repeat; the first call's words count."""
@@ -135,8 +163,7 @@ class StreamConnection(Connection):
         if version is None:
             raise RpcError(INTERNAL_ERROR, "answered server/discover without a version this gateway speaks")
         self.era, self.protocol_version = "modern", version
-        self.capabilities = value.get("capabilities") or {}
-        self.instructions = value.get("instructions") or ""
+        self.capabilities, self.instructions = declared(value)
         self._restart_listen()
 
     async def _initialize(self) -> None:
@@ -144,13 +171,12 @@ class StreamConnection(Connection):
         result = await self.request("initialize", initialize_params(SHARED_CAPABILITIES), GATEWAY)
         self.protocol_version = accepted_legacy_version(result.value)
         self.era = "legacy"
-        self.capabilities = result.value.get("capabilities") or {}
-        self.instructions = result.value.get("instructions") or ""
+        self.capabilities, self.instructions = declared(result.value)
         self.write(jsonrpc.notification("notifications/initialized") + b"\n")
 
     async def request(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
         if self._ended.done():
-            raise ConnectionEndedError(self._ended.result())
+            raise NotDeliveredError(self._ended.result())
         if self.era == "legacy" and more_talkative(caller.log_level, self._log_level):
             await self._set_log_level(caller.log_level)
         if not self._writable.is_set():
@@ -216,33 +242,62 @@ class StreamConnection(Connection):
         with suppress(RpcError, ConnectionEndedError):
             await self.request("subscriptions/listen", {"notifications": notifications}, GATEWAY)
 
-    def _message(self, line: bytes) -> None:
+    @property
+    def oddity(self) -> str | None:
+        if not self._stray_lines:
+            return None
+        last = self._last_stray.decode("utf-8", "replace")
+        return f"wrote {self._stray_lines} lines to stdout that are not JSON-RPC, the last one: {last!r}"
+
+    def _message(self, line: bytes) -> bool:
+        """Whether it was what somebody waits for."""
         try:
             message, raw = jsonrpc.parse_message(line)
         except ValueError:
-            logger.warning(
-                "server %s wrote a line that is not JSON-RPC to its stdout (%d bytes)", self._name, len(line)
-            )
-            return
-        method = message.get("method")
-        if method is None:
-            self._response(message, raw)
-        elif not isinstance(method, str):
-            logger.warning("server %s sent a method that is not a string", self._name)
-        elif "id" in message:
-            self._request(message["id"], method, message.get("params"))
+            return self._unreadable(line)
+        method, identifier = message.get("method"), message.get("id")
+        if method is None and "id" in message:
+            return self._response(message, raw)
+        if not isinstance(method, str) or not isinstance(identifier, str | int | None):
+            self._stray(line)
+        elif "id" in message and identifier is not None:
+            self._request(identifier, method, message.get("params"))
         else:
             params = message.get("params")
             self._notification(method, params if isinstance(params, dict) else {})
+        return False
 
-    def _response(self, message: dict[str, Any], raw: bytes | None) -> None:
+    def _unreadable(self, line: bytes) -> bool:
+        """An answer that is not valid JSON, or nested too deeply, fails its call; anything else is a stray print."""
+        found = _ID.search(line[:_ID_WITHIN]) or _ID.search(line[-_ID_WITHIN:]) if line.startswith(b"{") else None
+        entry = self._correlation.take(int(found[1])) if found else None
+        if entry is None or entry.answer.done():
+            self._stray(line)
+            return False
+        problem = f"server {self._name!r} sent an answer of {len(line)} bytes that cannot be read as JSON"
+        entry.answer.set_exception(RpcError(INTERNAL_ERROR, problem, {"server": self._name}))
+        return True
+
+    def _stray(self, line: bytes) -> None:
+        self._stray_lines += 1
+        self._last_stray = line[:_ID_WITHIN]
+        if str(self._stray_lines).strip("0") == "1":  # the 1st, 10th, 100th …: a log is no place for floods
+            logger.warning(
+                "server %s wrote a line to stdout that is not JSON-RPC (number %d)", self._name, self._stray_lines
+            )
+
+    def _response(self, message: dict[str, Any], raw: bytes | None) -> bool:
         entry = self._correlation.take(message.get("id"))
         if entry is None or entry.answer.done():
-            return  # an answer to a request that was cancelled, or to none
+            return False  # an answer to a request that was cancelled or answered before, or to none
         if "error" in message:
             entry.answer.set_exception(jsonrpc.as_error(message["error"]))
+        elif "result" in message:
+            entry.answer.set_result(Result(message["result"], raw))
         else:
-            entry.answer.set_result(Result(message.get("result"), raw))
+            problem = f"server {self._name!r} sent an answer without a result"
+            entry.answer.set_exception(RpcError(INTERNAL_ERROR, problem, {"server": self._name}))
+        return True
 
     def _notification(self, method: str, params: dict[str, Any]) -> None:
         if method == "notifications/progress":
@@ -256,22 +311,24 @@ class StreamConnection(Connection):
             elif not self._correlation.has_clients:
                 self._listener(method, params)
         elif method == "notifications/cancelled":
-            relay = self._relays.get(params.get("requestId", ""))
-            if relay is not None:
+            identifier = params.get("requestId")
+            if isinstance(identifier, str | int) and (relay := self._relays.get(identifier)) is not None:
                 relay.cancel()
         else:
             self._listener(method, params)
 
     def _request(self, identifier: int | str, method: str, params: Any) -> None:
         if method == "ping":
-            self.write(jsonrpc.response(identifier, Result({})) + b"\n")
+            self._reply(jsonrpc.response(identifier, Result({})))
             return
         try:
             if method not in CLIENT_REQUESTS:
                 raise RpcError(METHOD_NOT_FOUND, f"the gateway knows no client that answers {method}")
+            if identifier in self._relays or len(self._relays) >= MAX_RELAYS:
+                raise RpcError(INVALID_REQUEST, f"this id is in use, or more than {MAX_RELAYS} requests are waiting")
             caller = self._correlation.caller_for_request(method)
         except RpcError as error:
-            self.write(jsonrpc.error_response(identifier, error) + b"\n")
+            self._reply(jsonrpc.error_response(identifier, error))
             return
         task = asyncio.create_task(self._relay(identifier, method, params, caller), name=f"{method} of {self._name}")
         self._relays[identifier] = task
@@ -280,11 +337,16 @@ class StreamConnection(Connection):
         try:
             with self._correlation.asking(caller):
                 answer = await caller.ask(method, params)
-            self.write(jsonrpc.response(identifier, Result(answer)) + b"\n")
+            self._reply(jsonrpc.response(identifier, Result(answer)))
         except RpcError as error:
-            self.write(jsonrpc.error_response(identifier, error) + b"\n")
+            self._reply(jsonrpc.error_response(identifier, error))
         finally:
             self._relays.pop(identifier, None)
+
+    def _reply(self, answer: bytes) -> None:
+        """A server that asks without reading the answers does not get any, because they would pile up."""
+        if self._writable.is_set():
+            self.write(answer + b"\n")
 
 
 def _retrieved(future: "asyncio.Future[Any]") -> None:
