@@ -72,6 +72,7 @@ class Journal:
         prune_at = loop.time()
         try:
             while True:
+                self._wake.clear()
                 try:
                     await self._write()
                     if loop.time() >= prune_at:
@@ -79,7 +80,6 @@ class Journal:
                         prune_at = loop.time() + _PRUNE_INTERVAL_S
                 except Exception:  # noqa: BLE001 - a database that is away for a while must not end the journal
                     _log.exception("journal_not_written")
-                self._wake.clear()
                 try:
                     async with asyncio.timeout(_PRUNE_INTERVAL_S):
                         await self._wake.wait()
