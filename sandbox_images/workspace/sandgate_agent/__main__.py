@@ -10,7 +10,6 @@ import uvloop
 
 from sandgate_agent.server import Options, serve
 from sandgate_agent.token_file import MCP_TOKEN_PATH
-from sandgate_agent.volume.server import VolumeOptions, serve_volume
 
 
 def main() -> None:
@@ -42,6 +41,9 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if arguments.volume is not None:
+            # Not above: no sandbox needs it, and every one would have it in memory.
+            from sandgate_agent.volume.server import VolumeOptions, serve_volume  # noqa: PLC0415
+
             volume = VolumeOptions(
                 host=arguments.host, port=arguments.port, root=arguments.volume, control_token=control_token
             )

@@ -1,9 +1,8 @@
 """Serves an application on the agent's port until the process is told to stop."""
 
 import asyncio
-import contextlib
 import signal
-from collections.abc import Iterator
+import socket
 
 from sandgate_agent.application import Application
 from sandgate_agent.asgi import Request
@@ -15,14 +14,16 @@ _KEEP_ALIVE_S = 330
 _STOP_GRACE_S = 2
 """How long open streams may take to end when the agent is told to stop."""
 
+_BACKLOG = 1024
+
 
 async def serve_http(application: Application, *, host: str, port: int) -> None:
-    """Returns after SIGTERM or SIGINT."""
-    server = _Server(
+    """Returns after SIGTERM or SIGINT. Raises: OSError when it cannot listen there."""
+    # A socket of our own, because the event loop starts four threads only to resolve the address.
+    listener = socket.create_server((host, port), backlog=_BACKLOG)
+    server = Server(
         Config(
             application,
-            host=host,
-            port=port,
             http="httptools",
             ws="none",
             lifespan="off",
@@ -38,14 +39,7 @@ async def serve_http(application: Application, *, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in signal.SIGTERM, signal.SIGINT:
         loop.add_signal_handler(number, server.handle_exit, number, None)
-    await server.serve()
-
-
-class _Server(Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: uvicorn would raise them again at its end, before the rest is cleaned up."""
-        yield
+    await server.serve(sockets=[listener])
 
 
 async def answer_health(request: Request) -> None:

@@ -1,11 +1,15 @@
-"""uvicorn's server without its command line and without its clock.
+"""uvicorn's server without its command line, its logging set-up, its signal handlers and its clock.
 
-Importing any part of uvicorn imports the whole of its command line: click, the reloader, multiprocessing. That is 4 MB
-of memory in every idle sandbox for something the agent never calls, so a module without content stands in its place.
+Importing any part of uvicorn imports the whole of its command line (click, the reloader, multiprocessing) and what
+reads logging configurations. That is 5 MB of memory in every idle sandbox for something the agent never calls, so
+modules without content stand in their places.
 """
 
 import asyncio
+import contextlib
+import logging
 import sys
+from collections.abc import Iterator
 from types import FrameType, ModuleType
 
 if "uvicorn.main" not in sys.modules:
@@ -14,8 +18,14 @@ if "uvicorn.main" not in sys.modules:
         setattr(_no_command_line, name, None)
     sys.modules["uvicorn.main"] = _no_command_line
 
+if "logging.config" not in sys.modules:
+    sys.modules["logging.config"] = logging.config = ModuleType("stand-in")
+
 import uvicorn.server
 from uvicorn.config import Config
+
+if sys.modules["logging.config"].__name__ == "stand-in":
+    del sys.modules["logging.config"], logging.config  # whoever else wants it gets the real one
 
 __all__ = ["Config", "Server"]
 
@@ -24,6 +34,11 @@ class Server(uvicorn.server.Server):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._is_told_to_stop = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: uvicorn would raise them again at its end, before the rest is cleaned up."""
+        yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)

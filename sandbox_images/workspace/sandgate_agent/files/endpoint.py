@@ -1,12 +1,13 @@
-"""Who may use /files, and as which user."""
+"""Who may use /files, and as which user.
+
+What does the work is imported when it is first needed: parsers of forms, dates and media types are a megabyte that a
+sandbox without uploads and downloads would hold for nothing.
+"""
 
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.asgi import Request
 from sandgate_agent.configuration import ConfigurationHolder
-from sandgate_agent.files.compose import compose_files
-from sandgate_agent.files.download import send_download
 from sandgate_agent.files.signatures import check_signature
-from sandgate_agent.files.upload import receive_upload
 from sandgate_agent.users import User, find_user
 
 
@@ -16,13 +17,19 @@ class FilesEndpoint:
         self._threads = threads
 
     async def download(self, request: Request) -> None:
+        from sandgate_agent.files.download import send_download  # noqa: PLC0415
+
         await send_download(request, self._admit(request, "read"), self._threads)
 
     async def upload(self, request: Request) -> None:
+        from sandgate_agent.files.upload import receive_upload  # noqa: PLC0415
+
         await receive_upload(request, self._admit(request, "write"), self._threads)
 
     async def compose(self, request: Request) -> None:
         """For callers with the access token: a signature is for one path."""
+        from sandgate_agent.files.compose import compose_files  # noqa: PLC0415
+
         await compose_files(request, self._configuration.current.default_user, self._threads)
 
     def _admit(self, request: Request, operation: str) -> User:

@@ -6,6 +6,7 @@ The edge comes by it too, to what listens on loopback only.
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -67,7 +68,7 @@ class StdioDoor:
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._tasks.start(self._serve(reader, writer), name="door-connection")
 
-        server = await asyncio.start_server(accept, host, port, limit=_LINE_LIMIT)
+        server = await asyncio.start_server(accept, sock=socket.create_server((host, port)), limit=_LINE_LIMIT)
         try:
             yield
         finally:
