@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address
 from typing import Any
 
 import docker
@@ -22,7 +23,7 @@ from app.engines.docker_jobs import DockerJobs
 from app.engines.docker_networks import DockerNetworks
 from app.engines.docker_pods import PodNetwork
 from app.engines.docker_volumes import DockerVolumes, check_volume, remove_volume
-from app.engines.interface import ContainerSpec, ContainerState, EngineInfo, Pod, PodSpec
+from app.engines.interface import ContainerSpec, ContainerState, EgressRules, EngineInfo, Pod, PodSpec
 from app.engines.network_guard import AllowedTarget
 from app.engines.pod_start import PodStart
 from app.errors import EngineError, PodGone
@@ -99,7 +100,7 @@ class DockerEngine:
         return await self._helpers.read_file(image, path)
 
     async def start(self, spec: PodSpec) -> Pod:
-        network = self._networks.for_pod(egress=spec.egress)
+        network = self._networks.for_new_pod(spec.pod_id, egress=spec.egress)
         while earlier := self._starts.get(spec.pod_id):
             await earlier.settled()
         start = PodStart(self._client, spec.pod_id, on_settled=lambda: self._forget(spec.pod_id))
@@ -111,9 +112,10 @@ class DockerEngine:
 
     async def _start(self, start: PodStart, spec: PodSpec, network: PodNetwork) -> Pod:
         owner, *others = spec.containers
-        states = await self._states(start, spec)
-        if states and states.get(owner.role) not in ("created", "running", "paused"):
-            # The others hold on to a network namespace that is gone.
+        states, address = await self._found(start, spec)
+        is_elsewhere = network.address is not None and address != network.address
+        if states and (states.get(owner.role) not in ("created", "running", "paused") or is_elsewhere):
+            # The others hold on to a network namespace that is gone, or to one that its rules would not hold for.
             await start.call(lambda api: self._remove_all(api, spec.pod_id), doing="remove what is left of it")
             states = {}
 
@@ -134,8 +136,12 @@ class DockerEngine:
             elif state != "running":
                 await start.call(lambda api: api.start(name), doing=f"start container {container.role}")
 
+        async def confine() -> None:
+            if network.address is not None:
+                await self._networks.set_rules(network.address, spec.egress_rules)
+
         async def make_and_run_owner() -> None:
-            await make(owner)
+            await _all_of([make(owner), confine()])
             await run(owner)
 
         # Making takes no network, so the others are made while the first one starts.
@@ -144,10 +150,14 @@ class DockerEngine:
             await run(container)
         return await self._running(start, spec)
 
-    async def _states(self, start: PodStart, spec: PodSpec) -> dict[str, ContainerState]:
-        pods = await start.call(lambda api: self._pods(api, spec.pod_id), doing="look for its containers")
-        pod = pods.get(spec.pod_id)
-        return {c.role: c.state for c in pod.containers if c.state != "absent"} if pod else {}
+    async def _found(self, start: PodStart, spec: PodSpec) -> tuple[dict[str, ContainerState], IPv4Address | None]:
+        """States by role of what there is of the pod, and the address it was given."""
+        listing = await start.call(lambda api: self._list(api, spec.pod_id), doing="look for its containers")
+        pod = docker_pods.pods_from_listing(listing).get(spec.pod_id)
+        attachment = docker_pods.attachments(listing).get(spec.pod_id)
+        present = [c for c in pod.containers if c.state != "absent"] if pod else []
+        states: dict[str, ContainerState] = {container.role: container.state for container in present}
+        return states, attachment.address if attachment else None
 
     async def _running(self, start: PodStart, spec: PodSpec) -> Pod:
         pods = await start.call(lambda api: self._pods(api, spec.pod_id), doing="look at its containers")
@@ -171,6 +181,7 @@ class DockerEngine:
                 lambda api: self._list(api, pod_id), doing=f"look for containers of pod {pod_id}"
             )
             if not containers and await self._remove_volumes(pod_id):
+                await self._networks.forget(pod_id)
                 return
             await _all_of([self._remove(container["Id"], pod_id) for container in containers])
         raise EngineError(f"Pod {pod_id} could not be removed: something goes on making containers of it.")
@@ -233,6 +244,19 @@ class DockerEngine:
 
         return await self._client.call(remove, doing=f"remove image {image}")
 
+    async def set_network(self, pod_id: str, rules: EgressRules) -> None:
+        listing = await self._client.call(lambda api: self._list(api, pod_id), doing=f"look at pod {pod_id}")
+        attachment = docker_pods.attachments(listing).get(pod_id)
+        if attachment is None:
+            raise PodGone(pod_id)
+        if self._networks.is_offline(attachment.network):
+            if not rules.is_closed:
+                raise EngineError(f"Pod {pod_id} was made without a way out, and none can be opened later.")
+        elif attachment.address is None:
+            raise EngineError(f"Pod {pod_id} has no address while it does not run, so no rules can be kept for it.")
+        else:
+            await self._networks.set_rules(attachment.address, rules)
+
     async def observe(self) -> Mapping[str, Pod]:
         return await self._client.call(self._pods, doing="list the sandboxes' containers")
 
@@ -270,6 +294,7 @@ class DockerEngine:
 
     async def aclose(self) -> None:
         await self.builds.aclose()
+        self._networks.close()
         await self._client.aclose()
 
     async def _whole_pod(self, pod_id: str) -> Pod:
@@ -336,6 +361,8 @@ class DockerEngine:
             host = docker_pods.host_arguments(
                 self._installation, spec, container, network=network, runtime=self._runtime
             )
+            if container is spec.containers[0]:
+                arguments |= docker_pods.networking_arguments(network)
             api.create_container(**arguments, host_config=api.create_host_config(**host))
         if container.files:
             # Also into one that was made earlier: that start may have ended before it came to the files.

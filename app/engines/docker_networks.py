@@ -1,24 +1,33 @@
 """The two networks that pods of one installation sit on, and the guard around them, made through the engine alone.
 
 The packet filter belongs to the engine's host, and the control plane may be neither root nor on that host. So the rules
-are set by a short-lived container in the host's network namespace that has NET_ADMIN and nothing else.
+are set by containers in the host's network namespace that have NET_ADMIN and nothing else: the guard's by a short-lived
+one, those of single pods by one that stays while there are any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import docker
 from docker.types import IPAMConfig, IPAMPool
 
-from app.engines import network_guard
+from app.engines import network_guard, pod_ruleset
 from app.engines.docker_client import DockerClient
 from app.engines.docker_helpers import HelperContainers
-from app.engines.docker_pods import INSTALLATION_LABEL, PodNetwork
+from app.engines.docker_pods import INSTALLATION_LABEL, PodNetwork, attachments, label_filter
+from app.engines.egress_helpers import make_packet_filter, make_proxy
+from app.engines.interface import EgressRules
 from app.engines.network_guard import AllowedTarget, GuardNames, HostFacts
+from app.engines.pod_addresses import PodAddresses, split_subnet
+from app.engines.pod_rules import PodRules
+from app.engines.pod_ruleset import HostView
 from app.errors import EngineError
+
+_NOT_PREPARED = "The sandboxes' networks are not prepared yet."
 
 
 class DockerNetworks:
@@ -36,14 +45,18 @@ class DockerNetworks:
         self._installation = installation
         self._names = GuardNames.of(installation)
         self._guard_image = guard_image
-        self._allowed = allowed
+        self._allowed = tuple(allowed)
         self._sysctls: Mapping[str, str] | None = None
+        self._addresses: PodAddresses | None = None
+        self._rules = PodRules(
+            self._names,
+            packet_filter=make_packet_filter(client, installation, guard_image),
+            proxy=make_proxy(client, installation, guard_image, self._names),
+        )
 
     async def prepare(self) -> None:
         """Make the networks that are missing and set the rules anew. Raises: EngineError if pods would be unguarded."""
-        facts = HostFacts.from_survey(
-            await self._on_host(network_guard.SURVEY, {}, doing="look at the engine's network")
-        )
+        facts = await self._survey()
         await self._client.call(lambda api: self._make_networks(api, facts), doing="make the sandboxes' networks")
         names = self._names
         await self._on_host(
@@ -54,14 +67,36 @@ class DockerNetworks:
             },
             doing="set the network rules that confine sandboxes",
         )
+        await self._renew_rules(facts)
         # Engine 26.0 gave IPv4-only containers link-local IPv6 addresses (CVE-2024-32473). The setting cannot be named
         # on a host without IPv6: the container would not start.
         self._sysctls = {"net.ipv6.conf.all.disable_ipv6": "1"} if facts.has_ipv6 else {}
 
+    def for_new_pod(self, pod_id: str, *, egress: bool) -> PodNetwork:
+        """With an address that the pod keeps until `forget`, if it has egress. Raises: EngineError before `prepare`."""
+        network = self.for_pod(egress=egress)
+        if not egress:
+            return network
+        if self._addresses is None:
+            raise EngineError(_NOT_PREPARED)
+        return replace(network, address=self._addresses.take(pod_id))
+
+    async def set_rules(self, address: IPv4Address, rules: EgressRules) -> None:
+        """Returns once they are in force. `address` is that of a pod with egress, made or about to be."""
+        if not self._rules.is_ready:
+            await self._renew_rules(await self._survey())
+        await self._rules.put(address, rules)
+
+    async def forget(self, pod_id: str) -> None:
+        """The pod's containers are gone. Safe to repeat."""
+        if self._addresses is not None and (address := self._addresses.of(pod_id)) is not None:
+            await self._rules.forget(address)
+            self._addresses.release(pod_id)
+
     def for_pod(self, *, egress: bool) -> PodNetwork:
-        """Raises: EngineError before `prepare`, so that no pod ever starts unguarded."""
+        """With any address. Raises: EngineError before `prepare`, so that no pod ever starts unguarded."""
         if self._sysctls is None:
-            raise EngineError("The sandboxes' networks are not prepared yet.")
+            raise EngineError(_NOT_PREPARED)
         if egress:
             return PodNetwork(self._names.egress_network, self._sysctls)
         # Up to Engine 26.0 name queries leave even an internal network when the host's resolver is on its loopback
@@ -74,12 +109,38 @@ class DockerNetworks:
     async def remove(self) -> None:
         """Remove networks and rules. Safe to repeat; the networks must be empty."""
         self._sysctls = None
+        self._addresses = None
+        await self._rules.remove_all()
         await self._client.call(self._remove_networks, doing="remove the sandboxes' networks")
-        await self._on_host(
-            network_guard.REMOVE,
-            {"RULES": network_guard.make_removal(self._names)},
-            doing="remove the network rules",
-        )
+        removal = f"{network_guard.make_removal(self._names)}\n{pod_ruleset.make_removal(self._names)}"
+        await self._on_host(network_guard.REMOVE, {"RULES": removal}, doing="remove the network rules")
+
+    def close(self) -> None:
+        self._rules.close()
+
+    def is_offline(self, network: str) -> bool:
+        return network == self._names.offline_network
+
+    async def _survey(self) -> HostFacts:
+        environment = {"PODS_TABLE": self._names.pods_table}
+        output = await self._on_host(network_guard.SURVEY, environment, doing="look at the engine's network")
+        return HostFacts.from_survey(output)
+
+    async def _renew_rules(self, facts: HostFacts) -> None:
+        if self._addresses is None:
+            found = await self._client.call(self._addresses_of_pods, doing="look at the sandboxes' addresses")
+            self._addresses = self._addresses or found
+        host = HostView(facts.resolvers, self._allowed)
+        await self._rules.renew(host, in_force=facts.pods_table, held=self._addresses.all().values())
+
+    def _addresses_of_pods(self, api: docker.APIClient) -> PodAddresses:
+        ranges = api.inspect_network(self._names.egress_network)["IPAM"]["Config"]
+        addresses = PodAddresses(IPv4Network(ranges[0]["Subnet"]))
+        listing = api.containers(all=True, filters=label_filter(self._installation))
+        for pod_id, attachment in attachments(listing).items():
+            if attachment.network == self._names.egress_network and attachment.address is not None:
+                addresses.hold(pod_id, attachment.address)
+        return addresses
 
     def _make_networks(self, api: docker.APIClient, facts: HostFacts) -> None:
         wanted = {
@@ -96,7 +157,11 @@ class DockerNetworks:
                 driver="bridge",
                 internal=name == self._names.offline_network,
                 check_duplicate=True,
-                ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet), gateway=str(subnet[1]))]),
+                ipam=IPAMConfig(
+                    pool_configs=[
+                        IPAMPool(subnet=str(subnet), iprange=str(split_subnet(subnet)[0]), gateway=str(subnet[1]))
+                    ]
+                ),
                 options={
                     "com.docker.network.bridge.name": wanted[name],
                     "com.docker.network.bridge.enable_icc": "false",

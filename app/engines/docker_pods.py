@@ -7,6 +7,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Any
 
 from docker.types import DriverConfig, LogConfig, Mount
@@ -46,10 +47,21 @@ class PodNetwork:
 
     name: str
     sysctls: Mapping[str, str]
+    address: IPv4Address | None = None
+    """The pod's own for as long as it lives; None for any that the engine chooses."""
     dns: tuple[str, ...] = ()
     """Name servers instead of the engine's own; empty for those."""
     dns_options: tuple[str, ...] = ()
     """As in resolv.conf(5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """Where a pod is attached, whether it runs or not."""
+
+    network: str
+    address: IPv4Address | None
+    """None for a pod that was given none of its own, while it does not run."""
 
 
 def container_name(pod_id: str, role: str) -> str:
@@ -117,6 +129,14 @@ def container_arguments(
         # The operator's own proxy settings, which may hold credentials, stay out.
         "use_config_proxy": False,
     }
+
+
+def networking_arguments(network: PodNetwork) -> dict[str, Any]:
+    """Keyword arguments of `APIClient.create_container` for the first container of a pod."""
+    if network.address is None:
+        return {}
+    endpoint = {"IPAMConfig": {"IPv4Address": str(network.address)}}
+    return {"networking_config": {"EndpointsConfig": {network.name: endpoint}}}
 
 
 def host_arguments(
@@ -208,6 +228,21 @@ def pods_from_listing(listing: Sequence[Mapping[str, Any]]) -> dict[str, Pod]:
         if POD_LABEL in labels and ROLE_LABEL in labels:
             members.setdefault(labels[POD_LABEL], {})[labels[ROLE_LABEL]] = item
     return {pod_id: _pod(pod_id, by_role) for pod_id, by_role in members.items()}
+
+
+def attachments(listing: Sequence[Mapping[str, Any]]) -> dict[str, Attachment]:
+    """By pod id, of pods whose first container is in the answer of `GET /containers/json`."""
+    return {
+        item["Labels"][POD_LABEL]: Attachment(network, _own_address(endpoint))
+        for item in listing
+        if (item["Labels"] or {}).get(ROLE_LABEL) == (item["Labels"] or {}).get(ROLES_LABEL, "").split(",")[0]
+        for network, endpoint in (item["NetworkSettings"]["Networks"] or {}).items()
+    }
+
+
+def _own_address(endpoint: Mapping[str, Any]) -> IPv4Address | None:
+    address = (endpoint["IPAMConfig"] or {}).get("IPv4Address") or endpoint["IPAddress"]
+    return IPv4Address(address) if address else None
 
 
 def _pod(pod_id: str, by_role: Mapping[str, Mapping[str, Any]]) -> Pod:

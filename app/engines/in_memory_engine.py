@@ -128,11 +128,12 @@ class InMemoryEngine:
     async def set_network(self, pod_id: str, rules: EgressRules) -> None:
         await self._answer(f"set the network rules of pod {pod_id}")
         pod = self._pods.get(pod_id)
-        if pod is None or self._seen(pod).address is None:
-            raise EngineError(f"Pod {pod_id} does not run, so it can be given no network rules.")
-        if not pod.spec.egress:
-            raise EngineError(f"Pod {pod_id} was started without egress, so there is nothing to rule.")
-        pod.spec = replace(pod.spec, egress_rules=rules)
+        if pod is None:
+            raise PodGone(pod_id)
+        if pod.spec.egress:
+            pod.spec = replace(pod.spec, egress_rules=rules)
+        elif not rules.is_closed:
+            raise EngineError(f"Pod {pod_id} was made without a way out, and none can be opened later.")
 
     async def observe(self) -> Mapping[str, Pod]:
         await self._answer("list pods")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from app.engines.builds import Builds
     from app.engines.jobs import Jobs
 
+ALL_TRAFFIC = IPv4Network("0.0.0.0/0")
+
 ContainerState = Literal["absent", "created", "running", "paused", "exited"]
 """`absent`: belongs to the pod and is not there, because a start was cut short or somebody else removed it."""
 
@@ -84,6 +86,20 @@ class EgressRules:
     denied: tuple[IPv4Network, ...] = ()
     name_servers: tuple[IPv4Address, ...] | None = None
     """Open on every port while there are `allowed_hosts`. None: the engine's own name servers, on port 53."""
+
+    def __post_init__(self) -> None:
+        if self.allowed_hosts and ALL_TRAFFIC not in self.denied:
+            raise ValueError("allowed_hosts mean something only where everything else is denied")
+
+    @property
+    def is_open(self) -> bool:
+        """They deny nothing at all."""
+        return not self.denied or ALL_TRAFFIC in self.allowed
+
+    @property
+    def is_closed(self) -> bool:
+        """They let nothing through."""
+        return ALL_TRAFFIC in self.denied and not self.allowed and not self.allowed_hosts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,11 +207,12 @@ class Engine(Protocol):
         ...
 
     async def set_network(self, pod_id: str, rules: EgressRules) -> None:
-        """Replace the rules of a running or paused pod, for its open connections too. Returns once they are in force.
+        """Replace the rules of a pod, running or not, for its open connections too. Returns once they are in force.
 
         They last as long as the pod and outlive the control plane, but not a restart of the engine's host or a flush of
-        its packet filter; what was set by this process is then renewed by `prepare`. So a new control plane gives every
-        pod that it adopts its rules again. Raises: EngineError for a pod that is absent or has no egress.
+        its packet filter: what this process has set, `prepare` then sets again. So a new control plane gives every pod
+        that it adopts its rules once more. Raises: PodGone; EngineError for a pod without `egress`, unless the rules
+        let nothing through.
         """
         ...
 

@@ -23,13 +23,24 @@ _ADDRESS_POOLS = (
     IPv4Network("10.0.0.0/8"),
 )
 
-_NEVER_FORWARDED = "{ 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 }"
+NEVER_FORWARDED = "{ 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 }"
 """Link-local addresses, where clouds keep their metadata services, and what is no host's address."""
+
+REJECT = "reject with icmpx admin-prohibited"
+
+HTTP_DIVERSION_PORT = 15080
+"""Where the egress proxy on the host takes what pods with rules for host names send to port 80 of anywhere."""
+TLS_DIVERSION_PORT = 15443
+"""The same for port 443."""
+
+_FIRST_PROXY_UID = 0x7000_0000
+"""The first of a range that no user and no container manager takes (systemd's UIDS-GIDS document)."""
 
 SURVEY = """
 echo routes; cat /proc/net/route
 echo resolvers; cat /etc/resolv.conf
 echo ipv6; test ! -e /proc/sys/net/ipv6 || echo yes
+echo pods; nft list table inet "$PODS_TABLE" 2>/dev/null || true
 """
 """Shell commands for a container in the host's network namespace; `HostFacts.from_survey` reads the output."""
 
@@ -55,14 +66,17 @@ class HostFacts:
     resolvers: tuple[IPv4Address, ...]
     """Name servers that Docker forwards a container's queries to, from the container's own address."""
     has_ipv6: bool
+    pods_table: str
+    """What nft prints of the table with the rules of single pods; empty where there is none."""
 
     @classmethod
     def from_survey(cls, output: str) -> HostFacts:
-        routes, resolvers, ipv6 = re.split(r"^(?:routes|resolvers|ipv6)\n", output, flags=re.MULTILINE)[1:]
+        routes, resolvers, ipv6, pods = re.split(r"^(?:routes|resolvers|ipv6|pods)\n", output, flags=re.MULTILINE)[1:]
         return cls(
             routes=tuple(_routes(routes)),
             resolvers=tuple(_resolvers(resolvers)),
             has_ipv6=ipv6.strip() == "yes",
+            pods_table=pods,
         )
 
 
@@ -96,6 +110,10 @@ class GuardNames:
     """At most 15 characters (IFNAMSIZ)."""
     offline_bridge: str
     table: str
+    pods_table: str
+    """Rules of single pods."""
+    proxy_uid: int
+    """What the egress proxy runs as, so that rules can tell its packets from all others that the host sends."""
 
     @classmethod
     def of(cls, installation: str) -> GuardNames:
@@ -106,6 +124,8 @@ class GuardNames:
             egress_bridge=f"sg-{short}-on",
             offline_bridge=f"sg-{short}-off",
             table=f"sandgate_{short}",
+            pods_table=f"sandgate_{short}_pods",
+            proxy_uid=_FIRST_PROXY_UID + int(short[:6], 16),
         )
 
 
@@ -129,25 +149,27 @@ def make_ruleset(names: GuardNames, *, allowed: Sequence[AllowedTarget], resolve
     exceptions = [f"ip daddr {target.network} tcp dport {target.port} accept" for target in allowed]
     exceptions += [f"ip daddr {address} meta l4proto {{ tcp, udp }} th dport 53 accept" for address in resolvers]
     indented = "".join(f"\n        {rule}" for rule in exceptions)
+    diverted = f"tcp dport {{ {HTTP_DIVERSION_PORT}, {TLS_DIVERSION_PORT} }}"
     return f"""\
 {make_removal(names)}
 table inet {names.table} {{
     chain from_pods {{
         ct state established,related accept
         oifname {pods} drop
-        iifname "{names.offline_bridge}" reject with icmpx admin-prohibited{indented}
+        iifname "{names.offline_bridge}" {REJECT}{indented}
     }}
     chain to_host {{
         type filter hook input priority filter - 10; policy accept;
         iifname {pods} jump from_pods
-        iifname {pods} reject with icmpx admin-prohibited
+        iifname "{names.egress_bridge}" ct status dnat {diverted} accept
+        iifname {pods} {REJECT}
     }}
     chain through_host {{
         type filter hook forward priority filter - 10; policy accept;
         iifname {pods} jump from_pods
-        iifname {pods} ct status dnat reject with icmpx admin-prohibited
-        iifname {pods} ip daddr {_NEVER_FORWARDED} reject with icmpx admin-prohibited
-        iifname {pods} meta nfproto ipv6 reject with icmpx admin-prohibited
+        iifname {pods} ct status dnat {REJECT}
+        iifname {pods} ip daddr {NEVER_FORWARDED} {REJECT}
+        iifname {pods} meta nfproto ipv6 {REJECT}
         oifname {pods} ct state established,related accept
         oifname {pods} drop
     }}

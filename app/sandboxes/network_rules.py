@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import Any
 
-from app.engines.interface import EgressRules
+from app.engines.interface import ALL_TRAFFIC, EgressRules
 from app.errors import InvalidRequest
-
-ALL_TRAFFIC = IPv4Network("0.0.0.0/0")
 
 _MOST_ENTRIES = 500
 _MOST_NAME_SERVERS = 10
@@ -86,15 +84,18 @@ class NetworkRules:
     @property
     def egress(self) -> EgressRules:
         """What the engine has to enforce."""
-        denied = [network for entry in self.deny_out if isinstance(network := _network(entry), IPv4Network)]
-        if not self.allow_internet_access:
-            denied.append(ALL_TRAFFIC)
+        networks = [network for entry in self.allow_out if isinstance(network := _network(entry), IPv4Network)]
         return EgressRules(
-            allowed=tuple(network for entry in self.allow_out if isinstance(network := _network(entry), IPv4Network)),
+            allowed=tuple(networks),
             allowed_hosts=tuple(entry.lower() for entry in self.allow_out if _network(entry) is None),
-            denied=tuple(denied),
+            denied=self._denied,
             name_servers=None if self.dns_servers is None else tuple(map(IPv4Address, self.dns_servers)),
         )
+
+    @property
+    def _denied(self) -> tuple[IPv4Network, ...]:
+        networks = [network for entry in self.deny_out if isinstance(network := _network(entry), IPv4Network)]
+        return (*networks, *(() if self.allow_internet_access else (ALL_TRAFFIC,)))
 
     def _with_outbound(self, given: Mapping[str, Any], allow_internet_access: bool | None) -> NetworkRules:
         rules = replace(
@@ -108,10 +109,10 @@ class NetworkRules:
             _check_allowed(entry)
         for entry in rules.deny_out:
             _check_denied(entry)
-        egress = rules.egress
-        if egress.allowed_hosts and ALL_TRAFFIC not in egress.denied:
+        hosts = [entry for entry in rules.allow_out if _network(entry) is None]
+        if hosts and ALL_TRAFFIC not in rules._denied:
             raise InvalidRequest(
-                f"network.allowOut names hosts ({egress.allowed_hosts[0]!r}), so network.denyOut must hold"
+                f"network.allowOut names hosts ({hosts[0]!r}), so network.denyOut must hold"
                 " '0.0.0.0/0' (ALL_TRAFFIC): hosts can only be allowed where everything else is denied."
             )
         return rules

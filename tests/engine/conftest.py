@@ -16,6 +16,7 @@ from app.engines.docker_engine import DockerEngine
 from app.engines.images import image_tags
 from app.engines.in_memory_engine import InMemoryEngine
 from app.settings import ROOT, Settings
+from tests.engine.internet import Internet
 from tests.engine.subjects import DockerSubject, InMemorySubject, Subject
 
 INSTALLATION = f"tests-{os.getpid()}"
@@ -123,6 +124,16 @@ async def docker_subject(
     yield DockerSubject(prepared_engine, base_image, INSTALLATION, docker_api)
     for pod_id in await prepared_engine.observe():
         await prepared_engine.stop(pod_id)
+
+
+@pytest.fixture(scope="session")
+def internet(docker_api: docker.APIClient, base_image: str) -> Iterator[None]:
+    made = Internet(docker_api, base_image, f"{INSTALLATION}-internet")
+    try:
+        made.start()
+        yield
+    finally:
+        made.stop()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 
 import docker
@@ -13,6 +12,7 @@ from app.engines.docker_engine import DockerEngine
 from app.engines.interface import PodSpec
 from app.errors import EngineError, ImageMissing
 from tests.engine.conftest import INSTALLATION, Listener
+from tests.engine.probing import BLOCKED, probe
 from tests.engine.subjects import DockerSubject, container, pod, until
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
@@ -20,42 +20,12 @@ pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
 _PORT = 8000
 _SERVE = ("python3", "-m", "http.server", "--directory", "/etc", str(_PORT))
 
-_PROBE = """
-import json, socket, sys
-from concurrent.futures import ThreadPoolExecutor
-
-def outcome(target):
-    kind, host, port = target
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as s:
-            s.settimeout(3)
-            s.connect((host, port))
-            if kind == "udp":
-                s.send(b"ping")
-                s.recv(16)
-            return "open"
-    except TimeoutError:
-        return "dropped"
-    except OSError as error:
-        return error.__class__.__name__ if error.errno is None else __import__("errno").errorcode[error.errno]
-
-with ThreadPoolExecutor(16) as pool:
-    print(json.dumps(list(pool.map(outcome, json.loads(sys.argv[1])))))
-"""
-_BLOCKED = {"dropped", "EHOSTUNREACH", "ENETUNREACH"}
-
 _REGISTRY = """
 import socket
 from pip._internal.models.index import PyPI
 socket.create_connection((PyPI.netloc, 443), timeout=20).close()
 """
 """The package registry that pip is made for stands for the internet."""
-
-
-async def probe(subject: DockerSubject, pod_id: str, *targets: tuple[str, str, int]) -> dict[tuple[str, str, int], str]:
-    """What becomes of a TCP connection or a UDP exchange from inside the pod, by target."""
-    output = await subject.output_of(pod_id, "only", "python3", "-c", _PROBE, json.dumps(targets))
-    return dict(zip(targets, json.loads(output), strict=True))
 
 
 async def started(subject: DockerSubject, pod_id: str, *, egress: bool) -> str:
@@ -108,7 +78,7 @@ async def test_a_pod_reaches_no_service_of_this_host(
         outcomes = await probe(
             docker_subject, "prisoner", ("tcp", host, other_listener.port), ("udp", host, other_listener.port)
         )
-        assert set(outcomes.values()) <= _BLOCKED, outcomes
+        assert set(outcomes.values()) <= BLOCKED, outcomes
     assert other_listener.received == []
     with socket.create_connection((host_address, other_listener.port), timeout=5) as own:
         assert own.recv(5) == b"hello"
@@ -126,7 +96,7 @@ async def test_a_pod_reaches_no_other_pod(docker_subject: DockerSubject, source:
     address = await started(docker_subject, "target", egress=target)
     await started(docker_subject, "source", egress=source)
     outcomes = await probe(docker_subject, "source", ("tcp", address, _PORT), ("udp", address, _PORT))
-    assert set(outcomes.values()) <= _BLOCKED, outcomes
+    assert set(outcomes.values()) <= BLOCKED, outcomes
 
 
 async def test_a_pod_reaches_no_link_local_address(docker_subject: DockerSubject) -> None:
@@ -143,7 +113,7 @@ async def test_a_pod_with_egress_reaches_what_is_allowed_on_this_host(
     opened, closed = ("tcp", host_address, allowed_listener.port), ("tcp", host_address, other_listener.port)
     outcomes = await probe(docker_subject, "allowed", opened, closed)
     assert outcomes[opened] == "open"
-    assert outcomes[closed] in _BLOCKED
+    assert outcomes[closed] in BLOCKED
 
 
 async def test_an_offline_pod_does_not_even_reach_what_is_allowed(
@@ -151,7 +121,7 @@ async def test_an_offline_pod_does_not_even_reach_what_is_allowed(
 ) -> None:
     await started(docker_subject, "sealed", egress=False)
     (outcome,) = (await probe(docker_subject, "sealed", ("tcp", host_address, allowed_listener.port))).values()
-    assert outcome in _BLOCKED
+    assert outcome in BLOCKED
 
 
 async def test_a_pod_with_egress_reaches_the_internet(docker_subject: DockerSubject) -> None:
@@ -165,7 +135,7 @@ async def test_an_offline_pod_can_neither_connect_nor_resolve(docker_subject: Do
     assert code == 1
     assert "gaierror" in output
     (outcome,) = (await probe(docker_subject, "offline", ("tcp", "192.88.99.1", 443))).values()
-    assert outcome in _BLOCKED
+    assert outcome in BLOCKED
 
 
 @pytest.mark.parametrize("egress", [True, False])
@@ -182,7 +152,7 @@ async def test_preparing_again_keeps_pods_confined_and_reachable(
     await docker_subject.engine.prepare()
     socket.create_connection((address, _PORT), timeout=5).close()
     (outcome,) = (await probe(docker_subject, "steady", ("tcp", host_address, other_listener.port))).values()
-    assert outcome in _BLOCKED
+    assert outcome in BLOCKED
 
 
 async def test_no_pod_starts_before_the_networks_are_prepared(base_image: str) -> None:

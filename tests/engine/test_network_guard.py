@@ -19,16 +19,18 @@ _RESOLV_CONF = "# made by hand\nnameserver 10.0.0.2\nnameserver 127.0.0.53\nname
 
 
 def test_a_survey_gives_routes_but_the_default_and_resolvers_that_pods_ask_themselves() -> None:
-    assert HostFacts.from_survey(f"routes\n{_ROUTES}resolvers\n{_RESOLV_CONF}ipv6\nyes\n") == HostFacts(
+    table = "table inet x {\n}\n"
+    assert HostFacts.from_survey(f"routes\n{_ROUTES}resolvers\n{_RESOLV_CONF}ipv6\nyes\npods\n{table}") == HostFacts(
         routes=(IPv4Network("172.17.0.0/16"), IPv4Network("192.0.2.0/24")),
         resolvers=(IPv4Address("10.0.0.2"),),
         has_ipv6=True,
+        pods_table=table,
     )
 
 
 def test_a_survey_of_a_bare_host_is_read_too() -> None:
-    facts = HostFacts.from_survey("routes\nIface\tDestination\nresolvers\nipv6\n")
-    assert facts == HostFacts(routes=(), resolvers=(), has_ipv6=False)
+    facts = HostFacts.from_survey("routes\nIface\tDestination\nresolvers\nipv6\npods\n")
+    assert facts == HostFacts(routes=(), resolvers=(), has_ipv6=False, pods_table="")
 
 
 def test_the_first_free_range_is_taken() -> None:
@@ -48,8 +50,8 @@ def test_bridge_names_fit_an_interface_name_and_differ(installation: str) -> Non
     assert len(names.egress_bridge) <= 15
     assert len(names.offline_bridge) <= 15
     others = GuardNames.of(f"{installation}2")
-    assert {names.egress_bridge, names.offline_bridge, names.table}.isdisjoint(
-        {others.egress_bridge, others.offline_bridge, others.table}
+    assert {names.egress_bridge, names.offline_bridge, names.table, names.proxy_uid}.isdisjoint(
+        {others.egress_bridge, others.offline_bridge, others.table, others.proxy_uid}
     )
 
 
