@@ -53,14 +53,19 @@ def _check_size(document: object, origin: str) -> None:
     """Refuse what a few lines of YAML aliases can grow to. Raises: CatalogError."""
     nodes = 0
     level = [document]
+    too_much = CatalogError([f"{origin}: has more than {_MOST_NODES} values, or nests them more than {_DEEPEST} deep"])
     for _ in range(_DEEPEST):
-        level = [item for node in level for item in _inside(node)]
-        nodes += len(level)
-        if not level:
+        below: list[object] = []
+        for node in level:
+            inner = _inside(node)
+            nodes += len(inner)
+            if nodes > _MOST_NODES:
+                raise too_much
+            below += inner
+        if not below:
             return
-        if nodes > _MOST_NODES:
-            break
-    raise CatalogError([f"{origin}: has more than {_MOST_NODES} values, or nests them more than {_DEEPEST} deep"])
+        level = below
+    raise too_much
 
 
 def _inside(node: object) -> list[object]:

@@ -60,10 +60,18 @@ class ImportReport:
 
 
 class CatalogImporter:
-    def __init__(self, catalog: Catalog, store: SourceStore, *, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: SourceStore,
+        *,
+        now: Callable[[], datetime],
+        watch_interval_s: float = _WATCH_INTERVAL_S,
+    ) -> None:
         self._catalog = catalog
         self._store = store
         self._now = now
+        self._watch_interval_s = watch_interval_s
         self._known: tuple[Source, ...] = ()
 
     async def sources(self) -> tuple[Source, ...]:
@@ -82,7 +90,7 @@ class CatalogImporter:
     async def watch(self) -> None:
         """Take over what others change, until cancelled."""
         while True:
-            await asyncio.sleep(_WATCH_INTERVAL_S)
+            await asyncio.sleep(self._watch_interval_s)
             try:
                 await self.reload()
             except (SQLAlchemyError, OSError, CatalogError) as error:

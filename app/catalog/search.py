@@ -51,8 +51,12 @@ class SearchIndex:
 
     def search(self, query: str) -> list[str]:
         """Keys, the best first: servers that have all words, or else those that have any. Words match as prefixes."""
-        words = [f'"{word}"*' for word in _WORD.findall(_INNER_CAPITAL.sub(" ", query))[:_MOST_WORDS]]
-        return (self._match(" AND ".join(words)) or self._match(" OR ".join(words))) if words else []
+        written, parted = (_terms(text) for text in (query, _INNER_CAPITAL.sub(" ", query)))
+        if not written:
+            return []
+        return (
+            self._match(" AND ".join(written)) or self._match(" AND ".join(parted)) or self._match(" OR ".join(parted))
+        )
 
     def close(self) -> None:
         self._database.close()
@@ -60,6 +64,11 @@ class SearchIndex:
     def _match(self, expression: str) -> list[str]:
         with self._lock:
             return [key for (key,) in self._database.execute(_QUERY, (expression,))]
+
+
+def _terms(query: str) -> list[str]:
+    """Words quoted, so that none of them is a sign of the query language."""
+    return [f'"{word}"*' for word in _WORD.findall(query)[:_MOST_WORDS]]
 
 
 def _row(definition: ServerDefinition) -> tuple[str, ...]:

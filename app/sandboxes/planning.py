@@ -248,8 +248,8 @@ def _render(
 def _find(key: str, catalog: Catalog) -> ServerDefinition:
     definition = catalog.find(key)
     if definition is None:
-        nearest = catalog.nearest(key)
-        hint = f" Did you mean {nearest!r}?" if nearest else ""
+        nearest = " or ".join(map(repr, catalog.nearest_few(key)))
+        hint = f" Did you mean {nearest}?" if nearest else ""
         raise InvalidRequest(
             f"Failed to start MCP gateway: there is no MCP server {key!r} in the catalog.{hint}"
             " GET /api/v1/catalog lists all of them."

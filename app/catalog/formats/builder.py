@@ -9,12 +9,12 @@ from typing import Any
 from app.catalog.formats.reading import Manifest, variable_name
 
 _CREDENTIAL_NAME = re.compile(
-    r"api_?key|access_?key|auth|token|secret|passw|pwd|credential|private_?key|bearer|(^|_)pat$"
+    r"api_?key|access_?key|auth|token|secret|passw|pwd|credential|private_?key|bearer|(^|_)(pat|key)$"
 )
 _CREDENTIAL_VALUE = re.compile(
     r"(sk|pk|rk|ghp|gho|ghs|github_pat|glpat|xox[abp]|AKIA|ey[JA-Z])[-_A-Za-z0-9.]{8,}|[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@.*"
 )
-_RANDOM_TEXT = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+/=_-]{32,}")
+_RANDOM_TEXT = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+=]{32,}")
 _PLACEHOLDER = re.compile(r"<[^<>]*>|\$\{[^}]*\}|your[-_ ].*|x{3,}|\.{3}|", re.IGNORECASE)
 
 

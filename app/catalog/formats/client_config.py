@@ -201,7 +201,7 @@ class _Reader:
         for name, written in env.items():
             value = self._normalise(written)
             if looks_secret(name, value):
-                self._builder.secret(name)
+                self._builder.secret(name, description=self._description_of(value))
                 if not is_placeholder(value):
                     self._tell_dropped(name)
             elif _REFERENCE.search(value) or _HOME.search(value):
@@ -217,10 +217,11 @@ class _Reader:
         for argument in arguments:
             flag, equals, value = argument.partition("=")
             name, content = (flag, value) if equals and flag.startswith("-") else (previous, argument)
-            if name.startswith("-") and not content.startswith("-") and looks_secret(name, content):
+            is_option = name.startswith("-") and not content.startswith("-")
+            if looks_secret(name if is_option else "", content):
                 raise RefusedError(
                     "args",
-                    f"{name} takes a credential, and arguments show in process lists",
+                    f"{name if is_option else 'one of them'} takes a credential, and arguments show in process lists",
                     "Let the server read it from a variable in env, and import the entry again.",
                 )
             if _HOST_PATH.match(argument):
@@ -228,6 +229,12 @@ class _Reader:
             result.append(self._words(argument))
             previous = argument
         return result
+
+    def _description_of(self, value: str) -> str:
+        """What the file says of the input that the value asks for."""
+        match = _REFERENCE.fullmatch(value)
+        asked = self._inputs.get(match[2], {}) if match and match[1] == "input" else {}
+        return str(asked.get("description") or "")
 
     def _header(self, name: str, written: str) -> str:
         value = self._normalise(written)

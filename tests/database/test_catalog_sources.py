@@ -1,0 +1,158 @@
+"""Imported catalogs in the database: what several control planes see, what pins and refreshes do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from app.catalog import Catalog
+from app.catalog.importing import CatalogImporter
+from app.catalog.sources import SourceStore, digest_of
+from app.database import Database
+from app.database.tables import catalogs
+from app.errors import Conflict, InvalidRequest, NotFound
+from tests.in_process import Clock
+
+
+def importer_of(database: Database, catalog: Catalog, **more: Any) -> CatalogImporter:
+    return CatalogImporter(catalog, SourceStore(database), now=Clock(), **more)
+
+
+def document(*names: str, **tile: Any) -> bytes:
+    return json.dumps(
+        {"registry": {name: {"title": name, "image": f"example/{name}", **tile} for name in names}}
+    ).encode()
+
+
+def keys(catalog: Catalog) -> list[str]:
+    return [definition.key for definition in catalog]
+
+
+async def test_what_one_control_plane_imports_all_of_them_have(database: Database) -> None:
+    here, there = Catalog([]), Catalog([])
+    one, other = importer_of(database, here), importer_of(database, there)
+    report = await one.import_document(document("a", "b"), name="first")
+    assert (report.servers, report.change.added) == (2, ("a", "b"))
+    assert keys(here) == ["a", "b"]
+    await other.reload()
+    assert keys(there) == ["a", "b"]
+    await other.remove("first")
+    await one.reload()
+    assert (keys(here), keys(there)) == ([], [])
+
+
+async def test_a_control_plane_notices_what_others_import(database: Database) -> None:
+    catalog = Catalog([])
+    watching = asyncio.create_task(importer_of(database, catalog, watch_interval_s=0.01).watch())
+    try:
+        await importer_of(database, Catalog([])).import_document(document("a"), name="first")
+        async with asyncio.timeout(5):
+            while catalog.find("a") is None:
+                await asyncio.sleep(0.005)
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
+async def test_importing_again_replaces_a_catalog_where_it_stands(database: Database) -> None:
+    importer = importer_of(database, catalog := Catalog([]))
+    await importer.import_document(document("a", "b"), name="first")
+    await importer.import_document(document("b", user="second"), name="second")
+    report = await importer.import_document(document("b", "c", user="first"), name="first")
+    assert [source.name for source in await importer.sources()] == ["first", "second"]
+    assert (report.change.added, report.change.removed) == (("c",), ("a",))
+    assert report.change.changed == {"b": ("user",)}
+    assert {item.name: item.by for item in report.shadowed} == {"b": "second"}
+    found = catalog.find("b")
+    assert found is not None
+    assert found.user == "second"
+
+
+async def test_a_pinned_catalog_keeps_its_document_until_it_is_unpinned(database: Database, tmp_path: Path) -> None:
+    importer = importer_of(database, catalog := Catalog([]))
+    file = tmp_path / "mine.json"
+    file.write_bytes(document("a"))
+    source = (await importer.import_origin(str(file), by_operator=True)).source
+    assert (source.name, source.digest) == ("mine", digest_of(document("a")))
+    await importer.pin("mine")
+    file.write_bytes(document("a", "b"))
+    digest, change = await importer.diff("mine", by_operator=True)
+    assert (digest, change.added) == (digest_of(document("a", "b")), ("b",))
+    with pytest.raises(Conflict, match="is pinned. Nothing was changed"):
+        await importer.refresh("mine", by_operator=True)
+    with pytest.raises(Conflict):
+        await importer.import_document(document("c"), name="mine")
+    assert keys(catalog) == ["a"]
+    await importer.unpin("mine")
+    await importer.refresh("mine", by_operator=True)
+    assert keys(catalog) == ["a", "b"]
+
+
+async def test_a_digest_that_was_asked_for_is_checked_and_pins(database: Database) -> None:
+    importer = importer_of(database, Catalog([]))
+    with pytest.raises(Conflict, match="sha256:0 was asked for"):
+        await importer.import_document(document("a"), name="first", digest="sha256:0")
+    assert await importer.sources() == ()
+    report = await importer.import_document(document("a"), name="first", digest=digest_of(document("a")))
+    assert report.source.pinned_digest == report.source.digest
+    with pytest.raises(Conflict, match="has the digest"):
+        await importer.pin("first", "sha256:0")
+
+
+async def test_what_an_older_version_read_is_read_again(database: Database) -> None:
+    await importer_of(database, Catalog([])).import_document(document("a", volumes=["/etc:/etc"]), name="first")
+    async with database.transaction() as connection:
+        await connection.execute(update(catalogs).values(reader_revision=0, manifests=b"", refused=[]))
+    importer = importer_of(database, catalog := Catalog([]))
+    await importer.reload()
+    found = catalog.find("a")
+    assert found is not None
+    assert found.host_paths == ("/etc:/etc",)
+    again = Catalog([])
+    await importer_of(database, again).reload()
+    assert keys(again) == ["a"]
+
+
+async def test_a_report_tells_what_is_not_run_and_what_was_not_taken_over(database: Database) -> None:
+    importer = importer_of(database, Catalog([]))
+    tiles = {"good": {"image": "a"}, "host": {"image": "a", "privileged": True}, "bad": {"image": 5}}
+    report = await importer.import_document(json.dumps({"registry": tiles}).encode(), name="first")
+    assert (report.servers, list(report.not_run)) == (2, ["host"])
+    assert [str(refusal) for refusal in report.refused] == ["bad: image: Input should be a valid string"]
+    assert await importer.refused("first") == report.refused
+
+
+@pytest.mark.parametrize("name", ["shipped", "own", "", "a/b", "x" * 65])
+async def test_a_catalog_cannot_have_every_name(database: Database, name: str) -> None:
+    importer = importer_of(database, Catalog([]))
+    with pytest.raises(InvalidRequest, match="cannot be the name of a catalog"):
+        await importer.import_document(document("a"), name=name or " ")
+
+
+async def test_a_catalog_is_called_after_its_file_or_what_it_calls_itself(database: Database, tmp_path: Path) -> None:
+    importer = importer_of(database, Catalog([]))
+    file = tmp_path / "catalog.yaml"
+    file.write_text("displayName: Our Own!\nregistry: {}")
+    assert (await importer.import_origin(str(file), by_operator=True)).source.name == "our-own"
+    assert (await importer.import_document(document("a"))).source.name == "docker-catalog"
+
+
+async def test_what_is_not_there_is_named_with_what_is(database: Database, tmp_path: Path) -> None:
+    importer = importer_of(database, Catalog([]))
+    await importer.import_document(document("a"), name="first")
+    for work in (importer.refresh, importer.diff, importer.pin, importer.unpin, importer.remove, importer.refused):
+        with pytest.raises(NotFound, match="There is no imported catalog 'second'. There are: first"):
+            await work("second")
+    with pytest.raises(InvalidRequest, match="came in a request and has no origin"):
+        await importer.refresh("first")
+    with pytest.raises(InvalidRequest, match="is no https URL"):
+        await importer.import_origin("/etc/passwd")
+    with pytest.raises(InvalidRequest, match="No such file"):
+        await importer.import_origin(str(tmp_path / "absent"), by_operator=True)
+    with pytest.raises(InvalidRequest, match="no catalog of a known format"):
+        await importer.import_document(b"{}")
