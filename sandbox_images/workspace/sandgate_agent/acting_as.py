@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import ParamSpec, TypeVar
 
 from sandgate_agent.users import User
@@ -20,7 +19,6 @@ from sandgate_agent.users import User
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CLONE_FS = 0x200
 _SETGROUPS_NUMBER = {"x86_64": 116, "aarch64": 159}[os.uname().machine]
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -54,22 +52,11 @@ def acting_as(user: User) -> Iterator[None]:
         _set_groups_of_this_thread(own_groups)
 
 
-def _enter(root: str) -> None:
-    """Give the calling thread a root directory of its own; without unshare(2) all threads of a process share one."""
-    if _libc.unshare(_CLONE_FS) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    os.chroot(root)
-    os.chdir("/")
-
-
 class FileThreads:
     """A bounded pool of threads for everything that may wait for a file system."""
 
-    def __init__(self, size: int = 16, *, root: str | None = None) -> None:
-        """`root`: a directory that the threads have as their root, so that no path and no link leads out of it."""
-        enter = None if root is None else partial(_enter, root)
-        self._executor = ThreadPoolExecutor(max_workers=size, thread_name_prefix="files", initializer=enter)
+    def __init__(self, size: int = 16) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=size, thread_name_prefix="files")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run with the agent's own rights."""

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+from collections.abc import Callable
 
 from sandgate_agent.application import Application
 from sandgate_agent.asgi import Request
@@ -17,25 +18,32 @@ _STOP_GRACE_S = 2
 _BACKLOG = 1024
 
 
-async def serve_http(application: Application, *, host: str, port: int) -> None:
-    """Returns after SIGTERM or SIGINT. Raises: OSError when it cannot listen there."""
+async def serve_http(
+    application: Application, *, host: str, port: int, when_listening: Callable[[], None] | None = None
+) -> None:
+    """Returns after SIGTERM or SIGINT. Raises: OSError when it cannot listen there.
+
+    `when_listening` is called once everything is opened and imported that serving needs, before the first request.
+    """
     # A socket of our own, because the event loop starts four threads only to resolve the address.
     listener = socket.create_server((host, port), backlog=_BACKLOG)
-    server = Server(
-        Config(
-            application,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_STOP_GRACE_S,
-        )
+    config = Config(
+        application,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_STOP_GRACE_S,
     )
+    config.load()
+    server = Server(config)
+    if when_listening is not None:
+        when_listening()
     loop = asyncio.get_running_loop()
     for number in signal.SIGTERM, signal.SIGINT:
         loop.add_signal_handler(number, server.handle_exit, number, None)

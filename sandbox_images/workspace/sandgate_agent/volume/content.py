@@ -1,7 +1,7 @@
 """The endpoints of a volume: /path, /dir and /file, for whoever shows the control token.
 
-They do what E2B's volume API does under `/volumecontent/{volumeID}`, which the control plane passes on. All work on
-files happens in threads that have the volume as their root, so no link in it leads out.
+They do what E2B's volume API does under `/volumecontent/{volumeID}`, which the control plane passes on. The volume is
+the root of the process, so no link in it leads out.
 """
 
 import os
@@ -35,7 +35,7 @@ _ROOT = User("root", 0, 0, (0,), "/", "/bin/sh")
 
 class VolumeContent:
     def __init__(self, threads: FileThreads, *, control_token: str, owner: Owner) -> None:
-        """`threads` must have the volume as their root. `owner` is whose new entries are unless said otherwise."""
+        """`owner` is whose new entries are unless said otherwise."""
         self._threads = threads
         self._control_token = control_token
         self._owner = owner

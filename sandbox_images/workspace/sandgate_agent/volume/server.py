@@ -3,10 +3,12 @@
 import contextlib
 import os
 from dataclasses import dataclass, field
+from functools import partial
 
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.application import Application
 from sandgate_agent.configuration import ConfigurationHolder
+from sandgate_agent.confinement import confine_to
 from sandgate_agent.http_server import answer_health, serve_http
 from sandgate_agent.users import find_user
 from sandgate_agent.volume.content import VolumeContent
@@ -29,9 +31,8 @@ async def serve_volume(options: VolumeOptions) -> None:
     os.umask(0)
     user = find_user(_OWNER)
     async with contextlib.AsyncExitStack() as stack:
-        threads = FileThreads(root=options.root)
+        threads = FileThreads()
         stack.callback(threads.close)
-        await threads.run(os.getcwd)  # fails at once where the root cannot be changed
         content = VolumeContent(threads, control_token=options.control_token, owner=Owner(user.uid, user.gid))
         application = Application(
             ConfigurationHolder(control_token=options.control_token, mcp_token_path="", facts_directory=""),
@@ -39,4 +40,6 @@ async def serve_volume(options: VolumeOptions) -> None:
             endpoints={},
             methods={},
         )
-        await serve_http(application, host=options.host, port=options.port)
+        await serve_http(
+            application, host=options.host, port=options.port, when_listening=partial(confine_to, options.root)
+        )
