@@ -27,9 +27,11 @@ from app.sandboxes.pod_clients import AgentClient, GatewayClient
 from app.sandboxes.reconciler import Reconciler
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
+from app.sandboxes.tool_memory import ToolMemory
 from app.templates import TemplateService
 from app.vault import Vault
 from tests.pods import PodTransport
+from tests.template_room import building, make_template_service
 
 IMAGES: dict[str, dict[str, bytes]] = {"workspace:1": {}, "gateway:1": {STDIO_BRIDGE: b"bridge"}}
 
@@ -59,6 +61,7 @@ class ControlPlane:
     accounts: Accounts
     catalog: Catalog
     catalog_importer: CatalogImporter
+    templates: TemplateService
     team_id: str
 
 
@@ -119,12 +122,15 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         directory = Directory()
         async with httpx.AsyncClient(transport=pods) as http:
             gateways = GatewayClient(http)
-            templates = TemplateService()
+            templates = make_template_service(
+                database, engine or shared_engine, tmp_path, now=clock, in_use=store.template_in_use
+            )
             reconciler = Reconciler(
                 store=store,
                 engine=engine or shared_engine,
                 agents=AgentClient(http),
                 gateways=gateways,
+                memory=ToolMemory(database, now=clock),
                 directory=directory,
                 catalog=catalog,
                 blueprint=blueprint,
@@ -146,16 +152,18 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
             running = asyncio.create_task(reconciler.run(ready))
             await ready.wait()
             try:
-                yield ControlPlane(
-                    service=service,
-                    reconciler=reconciler,
-                    directory=directory,
-                    store=store,
-                    accounts=accounts,
-                    catalog=catalog,
-                    catalog_importer=CatalogImporter(catalog, SourceStore(database), now=clock),
-                    team_id=team.id,
-                )
+                async with building(templates):
+                    yield ControlPlane(
+                        service=service,
+                        reconciler=reconciler,
+                        directory=directory,
+                        store=store,
+                        accounts=accounts,
+                        catalog=catalog,
+                        catalog_importer=CatalogImporter(catalog, SourceStore(database), now=clock),
+                        templates=templates,
+                        team_id=team.id,
+                    )
             finally:
                 running.cancel()
                 await asyncio.wait([running])

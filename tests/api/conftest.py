@@ -28,7 +28,8 @@ async def api(control_plane: ControlPlane) -> AsyncIterator[httpx.AsyncClient]:
             service=control_plane.service,
             catalog=control_plane.catalog,
             catalog_importer=control_plane.catalog_importer,
-            settings=SettingsOfApi(public_url="http://gate.example", sandbox_domain=None),
+            templates=control_plane.templates,
+            settings=SettingsOfApi(public_url="http://gate.example", sandbox_domain=None, sandbox_size=(1, 512)),
         )
         yield
 
