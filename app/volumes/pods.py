@@ -15,7 +15,7 @@ import httpx
 import structlog
 
 from app.engines.interface import ContainerSpec, Engine, File, Limits, PodSpec, VolumeMount
-from app.errors import EngineError, EngineUnavailable
+from app.errors import EngineError
 from app.ids_and_time import new_pod_id, new_token
 from app.sandboxes.planning import AGENT_TOKEN_FILE
 from app.sandboxes.pod_clients import AGENT_PORT
@@ -28,6 +28,8 @@ _MOUNTED_AT = "/volume"
 _LIMITS = Limits(memory_mib=256, cpus=2.0, pids=128)
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SYS_CHROOT")
 _START_DEADLINE_S = 60.0
+_LISTEN_DEADLINE_S = 15.0
+_LOG_TAIL = 20
 _LAST_STOP_S = 5.0
 _POLL_S = 0.02
 
@@ -133,22 +135,25 @@ class VolumePods:
                 if started.address is None:
                     raise EngineError(f"pod {pod.pod_id} was started and has no address.")
                 pod.address = started.address
-                await self._until_listening(pod)
+            await self._until_listening(pod)
         except TimeoutError:
-            raise EngineUnavailable(f"its pod did not come up within {_START_DEADLINE_S:g} s.") from None
+            output = await self._engine.logs(pod.pod_id, container.role, tail=_LOG_TAIL)
+            raise EngineError(f"its pod did not come up. Last output: {output or 'none'}") from None
         finally:
             self._starting.discard(pod.pod_id)  # from here on the sweep takes it for a leftover, unless it is in use
         _log.info("volume_pod_started", volume_id=volume_id, pod_id=pod.pod_id)
         return pod
 
     async def _until_listening(self, pod: VolumePod) -> None:
-        while True:
-            try:
-                await self._http.get(f"{pod.url}/health", timeout=1.0)
-            except httpx.TransportError:
-                await asyncio.sleep(_POLL_S)
-            else:
-                return
+        """Raises: TimeoutError."""
+        async with asyncio.timeout(_LISTEN_DEADLINE_S):
+            while True:
+                try:
+                    await self._http.get(f"{pod.url}/health", timeout=1.0)
+                except httpx.TransportError:
+                    await asyncio.sleep(_POLL_S)
+                else:
+                    return
 
     async def _stop(self, pod: VolumePod | None) -> None:
         if pod is not None:
