@@ -41,6 +41,7 @@ from app.sandboxes.sandbox_logs import SandboxLogs
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
 from app.sandboxes.telemetry import Metrics
+from app.sandboxes.tool_memory import ToolMemory
 from app.secrets import Secrets
 from app.secrets.at_rest import check_stored_secrets
 from app.settings import ROOT, Settings, SettingsError
@@ -96,6 +97,7 @@ def make_app(settings: Settings) -> Edge:
                 engine=engine,
                 agents=AgentClient(http),
                 gateways=gateways,
+                memory=ToolMemory(database, now=utc_now),
                 directory=directory,
                 catalog=catalog,
                 blueprint=blueprint,

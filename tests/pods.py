@@ -9,6 +9,13 @@ from typing import Any
 import httpx
 import orjson
 
+from app.sandboxes.models import ServerStatus
+
+
+def ready(server: str) -> ServerStatus:
+    """How a server looks that is up."""
+    return ServerStatus(name=server, state="ready", listed=True, digest=f"sha256:{server}")
+
 
 @dataclass
 class PodInMemory:
@@ -54,6 +61,9 @@ class PodTransport(httpx.AsyncBaseTransport):
                 return httpx.Response(200, json=self._status(pod))
             case "GET", 50006, "/status":
                 return httpx.Response(200, json=self._status(pod))
+            case "GET", 50006, "/lists":
+                server = request.url.params["server"]
+                return httpx.Response(200, json={"digest": f"sha256:{server}", "tools": [{"name": f"{server}-tool"}]})
             case "GET", 50006, "/requests":
                 return httpx.Response(200, json={"requests": [await pod.requests.get()]})
             case "POST", 50006, path if path.startswith("/requests/"):
@@ -62,10 +72,12 @@ class PodTransport(httpx.AsyncBaseTransport):
         return httpx.Response(404)
 
     def _status(self, pod: PodInMemory) -> dict[str, Any]:
-        names = [server["name"] for server in pod.configs[-1]["servers"]] if pod.configs else []
-        return {"servers": [self._server(name) for name in names]}
+        servers = pod.configs[-1]["servers"] if pod.configs else []
+        return {"servers": [self._server(server["name"], "remembered" in server) for server in servers]}
 
-    def _server(self, name: str) -> dict[str, Any]:
+    def _server(self, name: str, is_remembered: bool) -> dict[str, Any]:
         if name in self.failing:
             return {"name": name, "state": "failed", "message": "exited with code 3", "stderr": self.failing[name]}
-        return {"name": name, "state": "starting" if name in self.never_ready else "ready", "stderr": []}
+        if name in self.never_ready:
+            return {"name": name, "state": "starting", "stderr": [], "listed": is_remembered}
+        return {"name": name, "state": "ready", "stderr": [], "listed": True, "digest": f"sha256:{name}"}

@@ -39,6 +39,15 @@ class Wire(BaseModel):
 # -- what callers send -------------------------------------------------------------------------------------------------
 
 
+class ToolRules(Wire):
+    """Which tools of a server are listed and can be called, and how they look. By the server's own names."""
+
+    allow: list[str] | None = Field(None, description="Globs; absent: all.")
+    deny: list[str] = Field(default_factory=list, description="Globs; wins over `allow`.")
+    rename: dict[str, str] = Field(default_factory=dict, description="Own name to new name.")
+    describe: dict[str, str] = Field(default_factory=dict, description="Own name to description.")
+
+
 class McpOptionsBody(Wire):
     """How the MCP servers are started and named."""
 
@@ -53,6 +62,17 @@ class McpOptionsBody(Wire):
     placement: dict[str, Literal["gateway", "workspace"]] = Field(
         default_factory=dict, description="Server key to where it runs, instead of what the catalog says."
     )
+    tools: dict[str, ToolRules] = Field(default_factory=dict, description="Server key to what is shown of its tools.")
+    discovery: bool = Field(
+        False, description="List three tools, to search, describe and call the others, in the place of all."
+    )
+    start: Literal["eager", "lazy"] = Field(
+        "eager", description="Start a server whose tools are remembered at once, or when it is first called."
+    )
+
+    def to_options(self) -> McpOptions:
+        rules = {key: tools.model_dump(exclude_unset=True) for key, tools in self.tools.items()}
+        return McpOptions(**{**self.model_dump(), "tools": rules})
 
 
 class AutoResumeBody(Wire):
@@ -100,7 +120,7 @@ class NewSandbox(Wire):
             envs=self.env_vars or {},
             network=NetworkRules.parse(self.network, allow_internet_access=self.allow_internet_access),
             mcp=self.mcp,
-            mcp_options=McpOptions(**options.model_dump()),
+            mcp_options=options.to_options(),
             lifecycle=Lifecycle(
                 on_timeout="pause" if self.auto_pause else "kill",
                 pause_mode=PauseMode.MEMORY if keeps_memory else PauseMode.FILESYSTEM,
@@ -112,6 +132,15 @@ class NewSandbox(Wire):
 class ConnectSandbox(Wire):
     timeout: int | None = Field(None, ge=0, le=MAX_TIMEOUT_S, description="Seconds the sandbox lives from now on.")
     memory: bool | None = Field(None, description="`false`: a paused sandbox is resumed with its files only.")
+
+
+class ChangeServers(Wire):
+    """A merge: servers that are not named stay as they are."""
+
+    mcp: dict[str, dict[str, Any] | None] = Field(
+        default_factory=dict, description="Server key to its options; null removes it."
+    )
+    mcp_options: McpOptionsBody | None = Field(None, description="Takes the place of what was given before.")
 
 
 class PauseSandbox(Wire):
@@ -140,7 +169,8 @@ class ForkSandbox(Wire):
 
 
 class ServerState(Wire):
-    state: Literal["starting", "ready", "failed", "paused"]
+    state: Literal["idle", "starting", "ready", "failed", "paused"]
+    listed: bool = Field(False, description="Whether its tools are listed; they may be before it is ready.")
     message: str | None = Field(None, description="Why it failed.")
     stderr: list[str] | None = Field(None, description="The last lines it wrote on stderr, if it failed.")
 
@@ -149,6 +179,17 @@ class McpAccess(Wire):
     url: str = Field(description="Streamable HTTP endpoint with all servers behind it.")
     token: str | None = Field(None, description="Bearer token for the endpoint; answered by create and connect.")
     servers: dict[str, ServerState]
+
+    @classmethod
+    def of(cls, view: SandboxView, settings: SettingsOfApi, *, with_token: bool = False) -> McpAccess | None:
+        """None for a sandbox without a gateway."""
+        if not view.sandbox.has_gateway:
+            return None
+        return cls(
+            url=f"{settings.public_url}/sandboxes/{view.sandbox.id}/mcp",
+            token=view.sandbox.secrets.mcp_token if with_token else None,
+            servers={server.name: _server_state(server) for server in view.servers},
+        )
 
 
 class SandboxAnswer(Wire):
@@ -171,7 +212,7 @@ class SandboxAnswer(Wire):
             envd_access_token=view.sandbox.secrets.access_token,
             traffic_access_token=view.sandbox.secrets.traffic_token,
             domain=settings.sandbox_domain,
-            mcp=_mcp(view, settings, with_token=True),
+            mcp=McpAccess.of(view, settings, with_token=True),
         )
 
 
@@ -220,7 +261,7 @@ class SandboxDetail(ListedSandbox):
             lifecycle=LifecycleAnswer(
                 on_timeout=sandbox.lifecycle.on_timeout, auto_resume=sandbox.lifecycle.auto_resume
             ),
-            mcp=_mcp(view, settings, with_token=False),
+            mcp=McpAccess.of(view, settings),
         )
 
 
@@ -256,16 +297,6 @@ def _listed(sandbox: Sandbox) -> dict[str, Any]:
     }
 
 
-def _mcp(view: SandboxView, settings: SettingsOfApi, *, with_token: bool) -> McpAccess | None:
-    if not view.sandbox.has_gateway:
-        return None
-    return McpAccess(
-        url=f"{settings.public_url}/sandboxes/{view.sandbox.id}/mcp",
-        token=view.sandbox.secrets.mcp_token if with_token else None,
-        servers={server.name: _server_state(server) for server in view.servers},
-    )
-
-
 def _server_state(server: ServerStatus) -> ServerState:
     stderr = list(server.stderr) if server.state == "failed" else None
-    return ServerState(state=server.state, message=server.message, stderr=stderr)
+    return ServerState(state=server.state, listed=server.listed, message=server.message, stderr=stderr)

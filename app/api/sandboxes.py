@@ -15,10 +15,12 @@ from app.api.auth import CurrentTeam
 from app.api.dependencies import SandboxServiceDep, SettingsOfApiDep
 from app.api.errors import describe_errors
 from app.api.sandbox_bodies import (
+    ChangeServers,
     ConnectSandbox,
     ForkAnswer,
     ForkSandbox,
     ListedSandbox,
+    McpAccess,
     NewSandbox,
     NewSnapshot,
     PauseSandbox,
@@ -202,6 +204,20 @@ async def refresh_sandbox(
     duration_s = _DEFAULT_REFRESH_S if body is None or body.duration is None else body.duration
     await service.refresh(team.id, sandbox_id, duration_s)
     return Response(status_code=204)
+
+
+@router.patch("/sandboxes/{sandboxID}/mcp", responses=describe_errors(400, 404, 409, 424, 500, 503))
+async def change_servers(
+    sandbox_id: SandboxId,
+    body: ChangeServers,
+    team: CurrentTeam,
+    service: SandboxServiceDep,
+    settings: SettingsOfApiDep,
+) -> McpAccess | None:
+    """Add, replace and remove MCP servers of a running sandbox; its clients are told that the lists changed."""
+    options = None if body.mcp_options is None else body.mcp_options.to_options()
+    view = await service.change_servers(team.id, sandbox_id, body.mcp, options)
+    return McpAccess.of(view, settings)
 
 
 @router.put("/sandboxes/{sandboxID}/network", status_code=204, responses=describe_errors(400, 404, 409, 500, 503))

@@ -9,6 +9,7 @@ from app.catalog.custom import is_custom_key, render_custom
 from app.catalog.definition import Placement, ServerDefinition
 from app.catalog.description import describe, describe_whole
 from app.catalog.errors import CatalogError, OptionError
+from app.catalog.fingerprint import list_fingerprint
 from app.catalog.objections import objections_of
 from app.catalog.rendering import ImageRun, PackageRun, RemoteRun, RenderedServer, render
 
@@ -25,6 +26,7 @@ __all__ = [
     "describe",
     "describe_whole",
     "is_custom_key",
+    "list_fingerprint",
     "objections_of",
     "render",
     "render_custom",

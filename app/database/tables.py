@@ -244,3 +244,16 @@ catalogs = Table(
 )
 """Catalogs that were imported, in the order of `position`. `document` is what was read, and `manifests` what it came to
 under `reader_revision` (both compressed), so that a start parses no YAML."""
+
+remembered_lists = Table(
+    "remembered_lists",
+    metadata,
+    Column("team_id", String(32), ForeignKey("teams.id"), primary_key=True),
+    Column("fingerprint", String(64), primary_key=True),
+    Column("server", String(128), nullable=False),
+    Column("digest", String(80), nullable=False),
+    Column("lists", Text, nullable=False),
+    Column("seen_at", Moment, nullable=False, index=True),
+)
+"""What an MCP server listed when it was last started: `lists` is the gateway's answer as it came, JSON. By team, because
+what a server lists may depend on whose credentials it has; `fingerprint` is the catalog's (`list_fingerprint`)."""

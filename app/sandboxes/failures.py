@@ -27,9 +27,11 @@ def sandbox_not_found(sandbox_id: str) -> NotFound:
     return NotFound(f"Sandbox {sandbox_id} was not found. It never was, was killed, or has reached its end of life.")
 
 
-def raise_unless_ready(servers: Sequence[ServerStatus]) -> None:
-    """Raises: ServerStartFailed if one of them is not ready, with the last lines of each."""
-    failed = [server for server in servers if server.state != "ready"]
+def raise_unless_up(servers: Sequence[ServerStatus]) -> None:
+    """Raises: ServerStartFailed if one of them neither is ready nor can be listed, with the last lines of each."""
+    failed = [
+        server for server in servers if server.state != "ready" and (server.state == "failed" or not server.listed)
+    ]
     if not failed:
         return
     told = []

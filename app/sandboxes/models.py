@@ -49,6 +49,12 @@ class McpOptions:
     """Whether tool names get their server's name in front on collision only, or always."""
     placement: Mapping[str, Literal["gateway", "workspace"]] = field(default_factory=dict)
     """Server key -> where it runs, instead of what its catalog entry says."""
+    tools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Server key -> `allow`, `deny`, `rename` and `describe`, as the gateway takes them."""
+    discovery: bool = False
+    """Whether three tools to find and call the others take the place of the whole list."""
+    start: Literal["eager", "lazy"] = "eager"
+    """Whether a server whose lists are remembered starts at once or when it is first called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +142,12 @@ class ServerStatus:
     """How one MCP server of a sandbox is doing."""
 
     name: str
-    state: Literal["starting", "ready", "failed", "paused"]
+    state: Literal["idle", "starting", "ready", "failed", "paused"]
+    """`idle`: its lists are known and nobody has needed it yet."""
+    listed: bool = False
+    """Whether its tools are in the gateway's list, be it from memory."""
+    digest: str | None = None
+    """Of what it listed itself since it started."""
     message: str | None = None
     stderr: tuple[str, ...] = ()
 

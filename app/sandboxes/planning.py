@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -21,6 +22,7 @@ from app.catalog import (
     RenderedServer,
     ServerDefinition,
     is_custom_key,
+    list_fingerprint,
     render,
     render_custom,
 )
@@ -76,6 +78,8 @@ class GatewayPlan:
     servers: tuple[Mapping[str, Any], ...] = field(repr=False)
     """`servers` of the gateway's configuration; docs/ARCHITECTURE.md, section 6.4."""
     image_servers: tuple[ContainerSpec, ...]
+    fingerprints: Mapping[str, str]
+    """Server key -> what its lists depend on; only those whose lists may be remembered."""
 
     @property
     def needs_workspace(self) -> bool:
@@ -160,10 +164,15 @@ def plan_gateway(
     """Raises: InvalidRequest, naming the server and the field."""
     if unplaced := [key for key in options.placement if key not in mcp]:
         raise InvalidRequest(f"mcpOptions.placement names {unplaced[0]!r}, which is not in mcp.")
+    if unknown := [key for key in options.tools if key not in mcp]:
+        raise InvalidRequest(f"mcpOptions.tools names {unknown[0]!r}, which is not in mcp.")
     servers: list[Mapping[str, Any]] = []
     image_servers: list[ContainerSpec] = []
+    fingerprints: dict[str, str] = {}
     for key, given in mcp.items():
         rendered = _render(key, given, options, catalog, blueprint)
+        if (fingerprint := _fingerprint(key, given, options, catalog)) is not None:
+            fingerprints[key] = fingerprint
         transport: dict[str, Any]
         match rendered.run:
             case PackageRun(placement="workspace") as run:
@@ -190,7 +199,7 @@ def plan_gateway(
                 "transport": transport,
             }
         )
-    return GatewayPlan(servers=tuple(servers), image_servers=tuple(image_servers))
+    return GatewayPlan(servers=tuple(servers), image_servers=tuple(image_servers), fingerprints=fingerprints)
 
 
 def check_known(keys: Iterable[str], catalog: Catalog) -> None:
@@ -223,14 +232,34 @@ def make_pod_spec(plan: SandboxPlan, pod: PodRecord, stdio_bridge: bytes | None)
 
 
 def make_gateway_config(
-    plan: GatewayPlan, options: McpOptions, pod: PodRecord, tokens: Iterable[str]
+    plan: GatewayPlan,
+    options: McpOptions,
+    pod: PodRecord,
+    tokens: Iterable[str],
+    *,
+    remembered: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The body of `PUT /config`; docs/ARCHITECTURE.md, section 6.4."""
+    """The body of `PUT /config`; docs/ARCHITECTURE.md, section 6.4.
+
+    `remembered` holds, by server key, what it listed when it was last started.
+    """
+    servers = []
+    for server in plan.servers:
+        key = server["name"]
+        more: dict[str, Any] = {}
+        if options.start == "lazy":
+            more["start"] = "lazy"
+        if key in remembered:
+            more["remembered"] = remembered[key]
+        if key in options.tools:
+            more["tools"] = options.tools[key]
+        servers.append({**server, **more})
     return {
         "tokens": list(tokens),
         "naming": options.naming,
+        **({"discovery": True} if options.discovery else {}),
         "stdioDoor": {"host": "127.0.0.1", "port": STDIO_DOOR_PORT, "token": pod.secrets.stdio_token},
-        "servers": list(plan.servers),
+        "servers": servers,
     }
 
 
@@ -243,6 +272,14 @@ def _render(
         return render(_find(key, catalog), key, given, placement=options.placement.get(key))
     except OptionError as error:
         raise InvalidRequest(f"Failed to start MCP gateway: {error}") from error
+
+
+def _fingerprint(key: str, given: Mapping[str, Any], options: McpOptions, catalog: Catalog) -> str | None:
+    """Of a server that can be rendered; None for what nobody knows beforehand, as a repository that changes."""
+    definition = None if is_custom_key(key) else catalog.find(key)
+    if definition is None:
+        return None
+    return list_fingerprint(definition, key, given, placement=options.placement.get(key))
 
 
 def _find(key: str, catalog: Catalog) -> ServerDefinition:

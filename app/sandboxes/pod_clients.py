@@ -7,6 +7,7 @@ import base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import orjson
@@ -130,11 +131,20 @@ class GatewayClient:
             # Any answer will do, 401 included: it shows that somebody listens.
             await _once_listening(lambda: self._http.get(_gateway(address, "/status"), timeout=1.0))
 
-    async def status(self, address: str, token: str, *, wait_s: float = 0) -> list[ServerStatus]:
-        """State of each server, once none is starting or the wait (at most 120 s) is over."""
-        return _servers(
-            await self._call("GET", address, f"/status?wait={wait_s:g}", token, timeout=wait_s + _CALL_TIMEOUT_S)
-        )
+    async def status(
+        self, address: str, token: str, *, wait_s: float = 0, until_listed: bool = False
+    ) -> list[ServerStatus]:
+        """State of each server, once none is starting or the wait (at most 120 s) is over.
+
+        With `until_listed`, a server that is listed from memory is not waited for.
+        """
+        path = f"/status?wait={wait_s:g}" + ("&until=listed" if until_listed else "")
+        return _servers(await self._call("GET", address, path, token, timeout=wait_s + _CALL_TIMEOUT_S))
+
+    async def lists(self, address: str, token: str, server: str) -> bytes:
+        """What a ready server listed itself, as JSON."""
+        path = f"/lists?server={quote(server, safe='')}"
+        return orjson.dumps(await self._call("GET", address, path, token))
 
     async def requests(self, address: str, token: str, *, wait_s: float) -> list[dict[str, Any]]:
         """What `mcp-gateway` in the workspace asked for meanwhile."""
@@ -202,6 +212,8 @@ def _servers(answer: Mapping[str, Any]) -> list[ServerStatus]:
             state=server["state"],
             message=server.get("message"),
             stderr=tuple(server.get("stderr") or ()),
+            listed=server.get("listed", False),
+            digest=server.get("digest"),
         )
         for server in answer["servers"]
     ]

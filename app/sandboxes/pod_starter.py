@@ -14,14 +14,13 @@ import tenacity
 from app.engines.interface import EgressRules, Engine
 from app.errors import EngineError, EngineUnavailable, SandboxFailed
 from app.ids_and_time import new_pod_id, new_token
-from app.sandboxes.failures import raise_unless_ready
+from app.sandboxes.gateway_setup import GatewaySetup
 from app.sandboxes.models import PodRecord, PodSecrets, Sandbox, ServerStatus
 from app.sandboxes.planning import (
     STDIO_BRIDGE,
     Blueprint,
     GatewayPlan,
     SandboxPlan,
-    make_gateway_config,
     make_pod_spec,
 )
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, PodUnreachableError
@@ -49,6 +48,7 @@ class PodStarter:
         engine: Engine,
         agents: AgentClient,
         gateways: GatewayClient,
+        setup: GatewaySetup,
         blueprint: Blueprint,
         now: Callable[[], datetime],
         listen_deadline_s: float,
@@ -57,6 +57,7 @@ class PodStarter:
         self._engine = engine
         self._agents = agents
         self._gateways = gateways
+        self._setup = setup
         self._blueprint = blueprint
         self._now = now
         self._listen_deadline_s = listen_deadline_s
@@ -134,15 +135,14 @@ class PodStarter:
         if gateway is None:
             await init
             return []
-        config = make_gateway_config(gateway, sandbox.secrets.mcp_options, pod, sandbox.secrets.mcp_tokens)
         if gateway.needs_workspace:
             # The gateway calls at the agent's stdio door, which opens with the agent's configuration.
             await init
-            return await self._gateways.configure(address, pod.secrets.gateway_token, config)
+            return await self._setup.configure(sandbox, pod, gateway, address)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(init)
-                configured = group.create_task(self._gateways.configure(address, pod.secrets.gateway_token, config))
+                configured = group.create_task(self._setup.configure(sandbox, pod, gateway, address))
         except* PodUnreachableError as errors:
             raise PodUnreachableError(str(errors.exceptions[0])) from errors
         return configured.result()
@@ -151,13 +151,7 @@ class PodStarter:
         """What takes its time once the pod is configured: the template's programs and the MCP servers."""
         if sandbox.template.start_command is not None:
             await self._launch(sandbox, _address_of(pod), sandbox.template.start_command)
-        options = sandbox.secrets.mcp_options
-        if options.wait and any(server.state == "starting" for server in servers):
-            # The gateway itself gives up on a server after its own start time-out, so this ends well before 120 s.
-            servers = await self._gateways.status(_address_of(pod), pod.secrets.gateway_token, wait_s=120.0)
-        if options.wait and options.on_failure == "fail":
-            raise_unless_ready(servers)
-        return tuple(servers)
+        return await self._setup.settle(sandbox, pod, _address_of(pod), servers)
 
     async def _launch(self, sandbox: Sandbox, address: str, start_command: str) -> None:
         """Run the template's start command, and wait until its ready command says that it is up."""

@@ -9,7 +9,7 @@ of it, so no pod can be without one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -24,13 +24,15 @@ from app.errors import Conflict, EngineError, PodGone, Problem, SandgateError
 from app.sandboxes.directory import Directory
 from app.sandboxes.failures import death, engine_problem, sandbox_not_found, start_problem
 from app.sandboxes.gateway_requests import GatewayRequests
-from app.sandboxes.models import LiveSandbox, PauseMode, PodRecord, Sandbox, ServerStatus, Status
+from app.sandboxes.gateway_setup import GatewaySetup
+from app.sandboxes.models import LiveSandbox, McpOptions, PauseMode, PodRecord, Sandbox, ServerStatus, Status
 from app.sandboxes.moves import Moves
 from app.sandboxes.network_rules import NetworkRules
 from app.sandboxes.planning import Blueprint, GatewayPlan, SandboxPlan, plan_gateway
 from app.sandboxes.pod_clients import AgentClient, GatewayClient
 from app.sandboxes.pod_starter import PodStarter
 from app.sandboxes.store import Store
+from app.sandboxes.tool_memory import ToolMemory
 from app.sandboxes.warm_pool import WarmPool
 
 _SWEEP_INTERVAL_S = 15.0
@@ -38,6 +40,7 @@ _PREPARE_INTERVAL_S = 300.0
 _LONGEST_SLEEP_S = 30.0
 _PAUSE_RETRY_S = 5.0
 _ADOPT_WAIT_S = 5.0
+_SERVERS_WAIT_S = 60.0
 _WORKSPACE = "workspace"
 
 _log = structlog.get_logger()
@@ -57,6 +60,7 @@ class Reconciler:
         engine: Engine,
         agents: AgentClient,
         gateways: GatewayClient,
+        memory: ToolMemory,
         directory: Directory,
         catalog: Catalog,
         blueprint: Blueprint,
@@ -82,22 +86,26 @@ class Reconciler:
         """Sandboxes whose time is over and which are to be paused, not ended."""
         self._moves = Moves(self._spawn)
         self._starting = 0
+        self._setup = GatewaySetup(
+            store=store,
+            gateways=gateways,
+            memory=memory,
+            directory=directory,
+            catalog=catalog,
+            blueprint=blueprint,
+        )
         self._starter = PodStarter(
             store=store,
             engine=engine,
             agents=agents,
             gateways=gateways,
+            setup=self._setup,
             blueprint=blueprint,
             now=now,
             listen_deadline_s=listen_deadline_s,
         )
         self._requests = GatewayRequests(
-            store=store,
-            gateways=gateways,
-            directory=directory,
-            catalog=catalog,
-            blueprint=blueprint,
-            spawn=self._spawn,
+            setup=self._setup, gateways=gateways, directory=directory, catalog=catalog, spawn=self._spawn
         )
         self._warm_pool = WarmPool(
             warm,
@@ -161,7 +169,14 @@ class Reconciler:
         _log.info(
             "sandbox_started", sandbox_id=sandbox.id, template=sandbox.template.name, warm=not is_cold, took_s=took_s
         )
+        self._learn_soon(live, plan.gateway)
         return BroughtUp(live, servers)
+
+    def _learn_soon(self, live: LiveSandbox, gateway: GatewayPlan | None) -> None:
+        """Remember what its servers list, for the next sandbox that has them."""
+        if gateway is not None and live.address is not None:
+            learning = self._setup.learn(live.sandbox, live.pod, gateway, live.address)
+            self._spawn(learning, f"learn from {live.sandbox_id}")
 
     async def _publish(self, sandbox: Sandbox, pod: PodRecord, *, timeout_s: int) -> LiveSandbox:
         """The sandbox runs, for `timeout_s` from now. Raises: Conflict if it was told to stop meanwhile."""
@@ -281,6 +296,28 @@ class Reconciler:
             raise engine_problem(error, f"Sandbox {sandbox_id} could not be resumed") from error
         _log.info("sandbox_resumed", sandbox_id=sandbox_id, mode=mode)
         return BroughtUp(running, servers)
+
+    async def replace_servers(
+        self, sandbox_id: str, mcp: Mapping[str, Mapping[str, Any]], options: McpOptions
+    ) -> BroughtUp:
+        """Give a running sandbox other MCP servers. Raises: NotFound, Conflict, InvalidRequest, ServerStartFailed."""
+
+        async def replace_them() -> BroughtUp:
+            live = self._directory.find(sandbox_id)
+            if live is None:
+                raise sandbox_not_found(sandbox_id)
+            if live.address is None:
+                raise Conflict(f"Sandbox {sandbox_id} is paused: connect to it first.")
+            try:
+                live, servers = await self._setup.replace_servers(
+                    live, live.address, mcp, options, caller_token=None, wait_s=_SERVERS_WAIT_S
+                )
+            except SandgateError as error:
+                raise engine_problem(error, f"The MCP servers of sandbox {sandbox_id} could not be replaced") from error
+            self._learn_soon(live, self._gateway_of(live.sandbox))
+            return BroughtUp(live, servers)
+
+        return await self._moves.run(sandbox_id, replace_them, name="set servers of")
 
     async def answers(self, sandbox_id: str) -> bool:
         """Whether the sandbox's agent answers within 5 s."""

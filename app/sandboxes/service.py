@@ -20,6 +20,7 @@ from app.sandboxes.failures import sandbox_not_found
 from app.sandboxes.listing import Listing, Page, list_page
 from app.sandboxes.models import (
     CreateSandbox,
+    McpOptions,
     PauseMode,
     PodRecord,
     Sandbox,
@@ -183,6 +184,28 @@ class SandboxService:
         if not await self._store.ask_to_stop(sandbox_id, team_id=team_id):
             raise sandbox_not_found(sandbox_id)
         self._reconciler.stop_soon(sandbox_id)
+
+    # -- MCP servers ------------------------------------------------------------------------------------------------
+
+    async def change_servers(
+        self,
+        team_id: str,
+        sandbox_id: str,
+        changes: Mapping[str, Mapping[str, Any] | None],
+        options: McpOptions | None,
+    ) -> SandboxView:
+        """Add, replace and, where the value is None, remove MCP servers of a running sandbox.
+
+        Raises: NotFound, Conflict (no gateway, or paused), and what `Reconciler.replace_servers` raises.
+        """
+        sandbox = await self._find(team_id, sandbox_id)
+        if not sandbox.has_gateway:
+            raise Conflict(f"Sandbox {sandbox_id} has no gateway: create it with mcp, which may be empty.")
+        servers = {**sandbox.secrets.mcp, **changes}
+        wanted = {key: given for key, given in servers.items() if given is not None}
+        options = options or sandbox.secrets.mcp_options
+        replaced = await self._reconciler.replace_servers(sandbox_id, wanted, options)
+        return SandboxView(replaced.live.sandbox, replaced.servers)
 
     # -- network ----------------------------------------------------------------------------------------------------
 

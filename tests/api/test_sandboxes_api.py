@@ -51,7 +51,7 @@ async def test_create_with_servers_answers_url_token_and_states(api: httpx.Async
     assert body["templateID"] == "mcp-gateway"
     assert body["mcp"]["url"] == f"http://gate.example/sandboxes/{body['sandboxID']}/mcp"
     assert len(body["mcp"]["token"]) == 64
-    ready = {"state": "ready", "message": None, "stderr": None}
+    ready = {"state": "ready", "listed": True, "message": None, "stderr": None}
     assert body["mcp"]["servers"] == {"time": ready, "fetch": ready}
 
 

@@ -25,7 +25,7 @@ from app.errors import (
 from app.sandboxes.listing import Listing
 from app.sandboxes.models import McpOptions, ServerStatus
 from tests.in_process import IMAGES, Clock, ControlPlane, StartControlPlane, request, until
-from tests.pods import PodTransport
+from tests.pods import PodTransport, ready
 
 
 class EngineFailsToStart(InMemoryEngine):
@@ -96,7 +96,7 @@ async def test_a_created_sandbox_is_configured_and_can_be_found(
     ]
     assert pod.configs[0]["control"] == f"Bearer {record.secrets.gateway_token}"
     assert pod.configs[0]["tokens"] == [secrets.mcp_token]
-    assert view.servers == (ServerStatus(name="time", state="ready"),)
+    assert view.servers == (ready("time"),)
     live = control_plane.directory.find(view.sandbox.id)
     assert live is not None
     assert (live.address, live.access_token) == (f"{pod_id}.pod", secrets.access_token)
@@ -141,7 +141,7 @@ async def test_a_server_that_fails_is_only_marked_if_the_caller_prefers_that(
         control_plane.team_id, request(mcp={"time": {}, "fetch": {}}, mcp_options=options)
     )
     failed = ServerStatus(name="time", state="failed", message="exited with code 3", stderr=("no such zone",))
-    assert view.servers == (failed, ServerStatus(name="fetch", state="ready"))
+    assert view.servers == (failed, ready("fetch"))
     assert (await control_plane.service.get(control_plane.team_id, view.sandbox.id)).servers == view.servers
 
 

@@ -1,0 +1,80 @@
+"""Remembers what MCP servers listed, so that the next sandbox can list it before its servers have started."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, insert, select
+
+from app.database import Database
+from app.database.tables import remembered_lists
+
+_KEEP = timedelta(days=30)
+_MOST_IN_MEMORY = 256
+_LARGEST = 4 * 1024 * 1024
+"""Bytes of one server's lists. What is larger is listed by the server itself each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """What a server listed, as the gateway answered it."""
+
+    digest: str
+    content: bytes
+    """JSON; docs/ARCHITECTURE.md, section 6.4, `GET /lists`."""
+
+
+class ToolMemory:
+    """In the database for good, and the lists used last in memory."""
+
+    def __init__(self, database: Database, *, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._now = now
+        self._recent: OrderedDict[tuple[str, str], Lists] = OrderedDict()
+
+    async def recall(self, team_id: str, fingerprints: Iterable[str]) -> Mapping[str, Lists]:
+        """By fingerprint, what is remembered of those given."""
+        wanted = set(fingerprints)
+        found = {one: self._recent[team_id, one] for one in wanted if (team_id, one) in self._recent}
+        if missing := wanted - found.keys():
+            query = select(remembered_lists).where(
+                remembered_lists.c.team_id == team_id, remembered_lists.c.fingerprint.in_(missing)
+            )
+            async with self._database.transaction() as connection:
+                rows = (await connection.execute(query)).all()
+            found |= {row.fingerprint: Lists(row.digest, row.lists.encode()) for row in rows}
+        for fingerprint, lists in found.items():
+            self._keep(team_id, fingerprint, lists)
+        return found
+
+    async def remember(self, team_id: str, fingerprint: str, server: str, lists: Lists) -> None:
+        """In place of what was remembered before. `server` is its name, for people who look into the table."""
+        if len(lists.content) > _LARGEST:
+            return
+        self._keep(team_id, fingerprint, lists)
+        now = self._now()
+        table = remembered_lists
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                delete(table).where(table.c.team_id == team_id, table.c.fingerprint == fingerprint)
+            )
+            await connection.execute(
+                insert(table).values(
+                    team_id=team_id,
+                    fingerprint=fingerprint,
+                    server=server,
+                    digest=lists.digest,
+                    lists=lists.content.decode(),
+                    seen_at=now,
+                )
+            )
+            await connection.execute(delete(table).where(table.c.seen_at < now - _KEEP))
+
+    def _keep(self, team_id: str, fingerprint: str, lists: Lists) -> None:
+        self._recent[team_id, fingerprint] = lists
+        self._recent.move_to_end((team_id, fingerprint))
+        while len(self._recent) > _MOST_IN_MEMORY:
+            self._recent.popitem(last=False)
