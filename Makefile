@@ -20,7 +20,7 @@ check: .venv/.development ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	PYTHONPATH=sandbox_images/gateway:sandbox_images/workspace $(BIN)/lint-imports
+	PYTHONPATH=sandbox_images/gateway:sandbox_images/workspace:sandbox_images/egress $(BIN)/lint-imports
 
 format: .venv/.development ## Format and fix what can be fixed
 	$(BIN)/ruff format .
