@@ -11,6 +11,9 @@ BURST = 4 * RATE
 MESSAGE_COST = 1024
 """Of one message besides its bytes: many small ones cost more to handle than few large ones."""
 
+STRAY_COST = 128
+"""The same of a line that is no message."""
+
 
 class Allowance:
     """A token bucket. What is left unread fills the pipe, and then it is the server that waits."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from sandgate_gateway import jsonrpc
-from sandgate_gateway.allowance import MESSAGE_COST, Allowance
+from sandgate_gateway.allowance import MESSAGE_COST, STRAY_COST, Allowance
 from sandgate_gateway.callers import GATEWAY, Caller
 from sandgate_gateway.eras.outgoing import SHARED_CAPABILITIES, initialize_params, outgoing_params
 from sandgate_gateway.eras.probe import accepted_legacy_version, declared, is_modern_refusal, modern_version
@@ -86,10 +86,7 @@ class StreamConnection(Connection):
 
     def messages_received(self, messages: Iterable[bytes]) -> None:
         """Whole messages from the server."""
-        cost = 0
-        for message in messages:
-            if not self._message(message):
-                cost += MESSAGE_COST + len(message)
+        cost = sum([self._message(message) for message in messages])
         if cost and (pause := self._unasked.spend(cost)):
             self.hold_back(pause)
 
@@ -249,47 +246,47 @@ class StreamConnection(Connection):
         last = self._last_stray.decode("utf-8", "replace")
         return f"wrote {self._stray_lines} lines to stdout that are not JSON-RPC, the last one: {last!r}"
 
-    def _message(self, line: bytes) -> bool:
-        """Whether it was what somebody waits for."""
+    def _message(self, line: bytes) -> int:
+        """Takes in one message; what it costs of the allowance, which is nothing for an answer somebody waits for."""
         try:
             message, raw = jsonrpc.parse_message(line)
         except ValueError:
             return self._unreadable(line)
         method, identifier = message.get("method"), message.get("id")
         if method is None and "id" in message:
-            return self._response(message, raw)
+            return self._response(message, raw, line)
         if not isinstance(method, str) or not isinstance(identifier, str | int | None):
-            self._stray(line)
-        elif "id" in message and identifier is not None:
+            return self._stray(line)
+        if "id" in message and identifier is not None:
             self._request(identifier, method, message.get("params"))
         else:
             params = message.get("params")
             self._notification(method, params if isinstance(params, dict) else {})
-        return False
+        return MESSAGE_COST + len(line)
 
-    def _unreadable(self, line: bytes) -> bool:
+    def _unreadable(self, line: bytes) -> int:
         """An answer that is not valid JSON, or nested too deeply, fails its call; anything else is a stray print."""
         found = _ID.search(line[:_ID_WITHIN]) or _ID.search(line[-_ID_WITHIN:]) if line.startswith(b"{") else None
         entry = self._correlation.take(int(found[1])) if found else None
         if entry is None or entry.answer.done():
-            self._stray(line)
-            return False
+            return self._stray(line)
         problem = f"server {self._name!r} sent an answer of {len(line)} bytes that cannot be read as JSON"
         entry.answer.set_exception(RpcError(INTERNAL_ERROR, problem, {"server": self._name}))
-        return True
+        return 0
 
-    def _stray(self, line: bytes) -> None:
+    def _stray(self, line: bytes) -> int:
         self._stray_lines += 1
         self._last_stray = line[:_ID_WITHIN]
         if str(self._stray_lines).strip("0") == "1":  # the 1st, 10th, 100th …: a log is no place for floods
             logger.warning(
                 "server %s wrote a line to stdout that is not JSON-RPC (number %d)", self._name, self._stray_lines
             )
+        return STRAY_COST + len(line)
 
-    def _response(self, message: dict[str, Any], raw: bytes | None) -> bool:
+    def _response(self, message: dict[str, Any], raw: bytes | None, line: bytes) -> int:
         entry = self._correlation.take(message.get("id"))
         if entry is None or entry.answer.done():
-            return False  # an answer to a request that was cancelled or answered before, or to none
+            return MESSAGE_COST + len(line)  # for a request that was cancelled or answered before, or for none
         if "error" in message:
             entry.answer.set_exception(jsonrpc.as_error(message["error"]))
         elif "result" in message:
@@ -297,7 +294,7 @@ class StreamConnection(Connection):
         else:
             problem = f"server {self._name!r} sent an answer without a result"
             entry.answer.set_exception(RpcError(INTERNAL_ERROR, problem, {"server": self._name}))
-        return True
+        return 0
 
     def _notification(self, method: str, params: dict[str, Any]) -> None:
         if method == "notifications/progress":
