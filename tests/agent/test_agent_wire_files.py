@@ -313,7 +313,7 @@ def test_a_range_outside_the_file_cannot_be_satisfied(value: str, size: int) -> 
 def test_each_upload_replaces_the_metadata(agent: RunningAgent) -> None:
     path = agent.home / "described"
     with agent.client() as client:
-        first = upload(client, "described", b"x", **{"X-Metadata-One": "1", "X-Metadata-Two": "2"})
+        first = upload(client, "described", b"x", **{"X-Metadata-One": "1", "X-Metadata-Two": "2", "X-Metadata-": "3"})
         attributes = {name: os.getxattr(path, name) for name in os.listxattr(path)}
         upload(client, "described", b"x", **{"X-Metadata-Two": "zwei"})
         replaced = {name: os.getxattr(path, name) for name in os.listxattr(path)}

@@ -22,15 +22,12 @@ _remembered: OrderedDict[tuple[int, int], Metadata] = OrderedDict()
 
 
 def metadata_in_headers(headers: Mapping[str, str]) -> Metadata:
-    """The X-Metadata-<Key> headers, keys in lower case. Raises: InvalidArgument."""
-    metadata = {
+    """The X-Metadata-<Key> headers, keys in lower case; one without a key says nothing, as in E2B's agent."""
+    return {
         name.removeprefix(_HEADER_PREFIX): value.encode("latin-1").decode("utf-8", errors="replace")
         for name, value in headers.items()
-        if name.startswith(_HEADER_PREFIX)
+        if name.startswith(_HEADER_PREFIX) and name != _HEADER_PREFIX
     }
-    if any(not key for key in metadata):
-        raise InvalidArgument("an X-Metadata- header has no key")
-    return metadata
 
 
 def replace_metadata(file: int, metadata: Metadata) -> None:
