@@ -89,7 +89,7 @@ def _client_hello(data: bytes) -> bytes:
         if data[0] != _HANDSHAKE or data[1] != 3 or not 0 < length <= _LONGEST_RECORD:
             raise NoName("not a TLS handshake")
         handshake += data[5 : 5 + length]
-        if handshake[0] != _CLIENT_HELLO:
+        if handshake and handshake[0] != _CLIENT_HELLO:
             raise NoName("not a ClientHello")
         if len(handshake) >= 4:
             size = int.from_bytes(handshake[1:4])

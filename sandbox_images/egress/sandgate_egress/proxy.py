@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import cast
 
 from sandgate_egress.first_bytes import LONGEST, Incomplete, NoName, host_of_http, host_of_tls
 from sandgate_egress.hosts import AllowedHosts
@@ -41,6 +42,13 @@ class _Connection:
     host: str | None = None
     """None while it is not known yet."""
 
+    def close(self, writer: asyncio.StreamWriter) -> None:
+        """Hard when the connection was taken back: what is still on its way is not to arrive."""
+        if self.task.cancelling():
+            writer.transport.abort()
+        else:
+            writer.close()
+
 
 @dataclass(slots=True, eq=False)
 class _Sandbox:
@@ -61,6 +69,7 @@ class Proxy:
 
     def __init__(self) -> None:
         self._sandboxes: dict[str, _Sandbox] = {}
+        self._connections: set[_Connection] = set()
 
     def allow(self, changes: Mapping[str, Sequence[str] | None]) -> None:
         """Replace what sandboxes may reach, by their addresses; None forgets one. Ends what is open and may not be."""
@@ -90,25 +99,28 @@ class Proxy:
             try:
                 yield ports
             finally:
-                self.allow(dict.fromkeys(self._sandboxes))
+                tasks = [connection.task for connection in self._connections]
+                for task in tasks:
+                    task.cancel()
+                if tasks:
+                    await asyncio.wait(tasks)
 
     def _server(self, listener: Listener) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
+            connection = _Connection(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._connections.add(connection)
             sandbox = self._sandboxes.get(writer.get_extra_info("peername")[0])
             try:
-                if task is None or sandbox is None or len(sandbox.connections) >= _CONNECTIONS_PER_SANDBOX:
-                    return
-                connection = _Connection(task)
-                sandbox.connections.add(connection)
-                try:
+                if sandbox is not None and len(sandbox.connections) < _CONNECTIONS_PER_SANDBOX:
+                    sandbox.connections.add(connection)
                     await _Exchange(listener, sandbox, connection, reader, writer).run()
-                finally:
-                    sandbox.connections.discard(connection)
-            except (OSError, TimeoutError):
-                return  # the sandbox is gone, or says nothing
+            except OSError:
+                return  # the sandbox is gone, or says nothing in time
             finally:
-                writer.transport.abort() if task is None or task.cancelling() else writer.close()
+                self._connections.discard(connection)
+                if sandbox is not None:
+                    sandbox.connections.discard(connection)
+                connection.close(writer)
 
         return serve
 
@@ -187,7 +199,7 @@ class _Exchange:
         except* OSError:
             pass  # one end is gone, and closing tells the other
         finally:
-            writer.transport.abort() if self._connection.task.cancelling() else writer.close()
+            self._connection.close(writer)
 
 
 _PHRASES = {400: "Bad Request", 403: "Forbidden", 502: "Bad Gateway"}
