@@ -31,6 +31,7 @@ from app.engines.network_guard import AllowedTarget
 from app.errors import Problem
 from app.home import write_file
 from app.ids_and_time import utc_now
+from app.packages import PackageLocks, PackageStore
 from app.sandboxes.directory import Directory
 from app.sandboxes.journal import Journal
 from app.sandboxes.models import CreateSandbox
@@ -98,6 +99,7 @@ def make_app(settings: Settings) -> Edge:
                 agents=AgentClient(http),
                 gateways=gateways,
                 memory=ToolMemory(database, now=utc_now),
+                packages=make_packages(settings, engine, tags),
                 directory=directory,
                 catalog=catalog,
                 blueprint=blueprint,
@@ -207,6 +209,16 @@ def make_engine(settings: Settings, tags: ImageTags) -> Engine:
         runtime=settings.runtime,
         egress_allow=settings.egress_allow,
         guard_image=tags.base,
+    )
+
+
+def make_packages(settings: Settings, engine: Engine, tags: ImageTags) -> PackageStore:
+    """The installed packages. Locks are looked for with the shipped catalog, and with the operator's own first."""
+    return PackageStore(
+        engine,
+        image=tags.workspace,
+        installer=ROOT / "sandbox_images" / "installer" / "install_package.py",
+        locks=PackageLocks([ROOT / "catalog" / "locks", settings.home / "catalog" / "locks"]),
     )
 
 

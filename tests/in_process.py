@@ -20,6 +20,7 @@ from app.catalog.sources import SourceStore
 from app.database import Database
 from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Limits
+from app.packages import PackageLocks, PackageStore
 from app.sandboxes.directory import Directory
 from app.sandboxes.models import CreateSandbox
 from app.sandboxes.planning import STDIO_BRIDGE, Blueprint, plan_sandbox
@@ -131,6 +132,12 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 agents=AgentClient(http),
                 gateways=gateways,
                 memory=ToolMemory(database, now=clock),
+                packages=PackageStore(
+                    engine or shared_engine,
+                    image=blueprint.workspace_image,
+                    installer=Path("sandbox_images/installer/install_package.py"),
+                    locks=PackageLocks([Path("catalog/locks")]),
+                ),
                 directory=directory,
                 catalog=catalog,
                 blueprint=blueprint,

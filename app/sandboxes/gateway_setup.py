@@ -10,10 +10,12 @@ import orjson
 import structlog
 
 from app.catalog import Catalog
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, ServerStartFailed
+from app.packages import PackageStore
 from app.sandboxes.directory import Directory
 from app.sandboxes.failures import raise_unless_up
 from app.sandboxes.models import LiveSandbox, McpOptions, PodRecord, Sandbox, ServerStatus
+from app.sandboxes.package_installs import install_packages, with_failures
 from app.sandboxes.planning import Blueprint, GatewayPlan, make_gateway_config, plan_gateway
 from app.sandboxes.pod_clients import GatewayClient, PodUnreachableError
 from app.sandboxes.store import Store
@@ -32,6 +34,7 @@ class GatewaySetup:
         store: Store,
         gateways: GatewayClient,
         memory: ToolMemory,
+        packages: PackageStore,
         directory: Directory,
         catalog: Catalog,
         blueprint: Blueprint,
@@ -39,9 +42,20 @@ class GatewaySetup:
         self._store = store
         self._gateways = gateways
         self._memory = memory
+        self._packages = packages
         self._directory = directory
         self._catalog = catalog
         self._blueprint = blueprint
+
+    async def install(self, plan: GatewayPlan, options: McpOptions) -> Mapping[str, str]:
+        """Make sure that the servers' packages are installed. Gives why one could not be, by server key.
+
+        Raises: EngineError, ServerStartFailed if a failure fails the whole.
+        """
+        failures = await install_packages(self._packages, plan.packages)
+        if failures and options.on_failure == "fail":
+            raise ServerStartFailed("Failed to start MCP gateway: " + "\n".join(failures.values()))
+        return failures
 
     async def configure(self, sandbox: Sandbox, pod: PodRecord, plan: GatewayPlan, address: str) -> list[ServerStatus]:
         """Hand the gateway its configuration, as soon as it listens; the caller bounds the wait."""
@@ -118,6 +132,7 @@ class GatewaySetup:
                 "MCP servers that run from an image have containers of their own, which are made with the sandbox:"
                 " name them when the sandbox is created."
             )
+        failures = await self.install(plan, options)
         secrets = replace(old, mcp=mcp, mcp_options=options, caller_mcp_token=caller_token or old.caller_mcp_token)
         live = replace(live, sandbox=replace(live.sandbox, secrets=secrets))
         await self._store.set_secrets(live.sandbox)
@@ -128,4 +143,4 @@ class GatewaySetup:
         )
         if options.wait and options.on_failure == "fail":
             raise_unless_up(servers)
-        return live, tuple(servers)
+        return live, with_failures(servers, failures)

@@ -26,8 +26,10 @@ from app.catalog import (
     render,
     render_custom,
 )
+from app.catalog.package import Package
 from app.engines.interface import ContainerSpec, EgressRules, File, Limits, PodSpec
 from app.errors import InvalidRequest
+from app.packages import STORE_MOUNT
 from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord
 from app.templates import ResolvedTemplate
 
@@ -80,6 +82,8 @@ class GatewayPlan:
     image_servers: tuple[ContainerSpec, ...]
     fingerprints: Mapping[str, str]
     """Server key -> what its lists depend on; only those whose lists may be remembered."""
+    packages: Mapping[str, Package]
+    """Server key -> what has to be installed before it starts."""
 
     @property
     def needs_workspace(self) -> bool:
@@ -133,6 +137,7 @@ def plan_sandbox(
         ),
         new_privileges=True,
         capabilities=WORKSPACE_CAPABILITIES,
+        mounts=(STORE_MOUNT,),
     )
     gateway: GatewayPlan | None = None
     containers: tuple[ContainerSpec, ...] = (workspace,)
@@ -146,6 +151,7 @@ def plan_sandbox(
             limits=_GATEWAY_LIMITS,
             capabilities=_GATEWAY_CAPABILITIES,
             volumes=sockets,
+            mounts=(STORE_MOUNT,),
         )
         containers = (trusted, workspace, *gateway.image_servers)
         deadline_s += max((server["startTimeoutS"] for server in gateway.servers), default=0.0)
@@ -169,10 +175,13 @@ def plan_gateway(
     servers: list[Mapping[str, Any]] = []
     image_servers: list[ContainerSpec] = []
     fingerprints: dict[str, str] = {}
+    packages: dict[str, Package] = {}
     for key, given in mcp.items():
         rendered = _render(key, given, options, catalog, blueprint)
         if (fingerprint := _fingerprint(key, given, options, catalog)) is not None:
             fingerprints[key] = fingerprint
+        if isinstance(rendered.run, PackageRun) and rendered.run.package is not None:
+            packages[key] = rendered.run.package
         transport: dict[str, Any]
         match rendered.run:
             case PackageRun(placement="workspace") as run:
@@ -199,7 +208,9 @@ def plan_gateway(
                 "transport": transport,
             }
         )
-    return GatewayPlan(servers=tuple(servers), image_servers=tuple(image_servers), fingerprints=fingerprints)
+    return GatewayPlan(
+        servers=tuple(servers), image_servers=tuple(image_servers), fingerprints=fingerprints, packages=packages
+    )
 
 
 def check_known(keys: Iterable[str], catalog: Catalog) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,7 @@ from app.errors import EngineError, EngineUnavailable, SandboxFailed
 from app.ids_and_time import new_pod_id, new_token
 from app.sandboxes.gateway_setup import GatewaySetup
 from app.sandboxes.models import PodRecord, PodSecrets, Sandbox, ServerStatus
+from app.sandboxes.package_installs import with_failures
 from app.sandboxes.planning import (
     STDIO_BRIDGE,
     Blueprint,
@@ -79,6 +80,16 @@ class PodStarter:
 
         Raises: EngineError, SandboxFailed (with the last log lines of what did not come up), ServerStartFailed.
         """
+        failures: Mapping[str, str] = {}
+        if plan.gateway is not None and plan.gateway.packages:
+            await self._until_prepared()
+            failures = await self._setup.install(plan.gateway, sandbox.secrets.mcp_options)
+        pod, servers = await self._start_sandbox(sandbox, pod, plan)
+        return pod, with_failures(servers, failures)
+
+    async def _start_sandbox(
+        self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan
+    ) -> tuple[PodRecord, tuple[ServerStatus, ...]]:
         if pod.address is not None:
             try:
                 async with asyncio.timeout(_WARM_ANSWER_S):

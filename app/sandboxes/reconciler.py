@@ -21,6 +21,7 @@ import tenacity
 from app.catalog import Catalog
 from app.engines.interface import EgressRules, Engine, Pod
 from app.errors import Conflict, EngineError, PodGone, Problem, SandgateError
+from app.packages import PackageStore
 from app.sandboxes.directory import Directory
 from app.sandboxes.failures import death, engine_problem, sandbox_not_found, start_problem
 from app.sandboxes.gateway_requests import GatewayRequests
@@ -61,6 +62,7 @@ class Reconciler:
         agents: AgentClient,
         gateways: GatewayClient,
         memory: ToolMemory,
+        packages: PackageStore,
         directory: Directory,
         catalog: Catalog,
         blueprint: Blueprint,
@@ -90,6 +92,7 @@ class Reconciler:
             store=store,
             gateways=gateways,
             memory=memory,
+            packages=packages,
             directory=directory,
             catalog=catalog,
             blueprint=blueprint,
