@@ -13,8 +13,8 @@ from tests.api.test_sandboxes_api import assert_error
 REMOTE = {"title": "Docs", "type": "remote", "remote": {"url": "https://docs.example/mcp", "transport_type": "sse"}}
 TILES: dict[str, Any] = {
     "docs": REMOTE,
-    "grafana": {"title": "Grafana", "image": "mcp/grafana", "description": "Dashboards and alerts."},
-    "kubernetes": {"title": "K8s", "image": "mcp/k8s", "volumes": ["/root/.kube:/kube"]},
+    "acmegraphs": {"title": "Acme graphs", "image": "mcp/acmegraphs", "description": "Dashboards and klaxons."},
+    "acmekube": {"title": "K8s", "image": "mcp/k8s", "volumes": ["/root/.kube:/kube"]},
     "time": {"title": "Another clock", "image": "mcp/time"},
     "broken": {"title": 5, "image": "mcp/broken"},
 }
@@ -45,9 +45,9 @@ async def test_an_import_answers_with_counts_and_a_line_for_every_entry_at_fault
             "remedy": "Correct the entry in the document and import it again.",
         }
     ]
-    assert [(line["entry"], line["field"]) for line in answer["notRun"]] == [("kubernetes", "hostPaths")]
+    assert [(line["entry"], line["field"]) for line in answer["notRun"]] == [("acmekube", "hostPaths")]
     assert answer["shadowed"] == {"time": "shipped"}
-    assert answer["change"] == {"added": ["docs", "grafana", "kubernetes", "time"], "removed": [], "changed": {}}
+    assert answer["change"] == {"added": ["acmegraphs", "acmekube", "docs", "time"], "removed": [], "changed": {}}
     assert answer["catalog"]["format"] == "docker-catalog"
     assert answer["catalog"]["digest"].startswith("sha256:")
 
@@ -62,8 +62,8 @@ async def test_an_import_may_be_yaml(api: httpx.AsyncClient) -> None:
 async def test_an_imported_server_runs_in_a_sandbox_and_one_that_is_refused_says_why(api: httpx.AsyncClient) -> None:
     await import_tiles(api)
     assert (await api.post("/v2/sandboxes", json={"mcp": {"docs": {}}})).status_code == 201
-    answer = await api.post("/v2/sandboxes", json={"mcp": {"kubernetes": {}}})
-    assert_error(answer, 400, "kubernetes", "hostPaths", "/root/.kube:/kube is a path of the host", "catalog/servers")
+    answer = await api.post("/v2/sandboxes", json={"mcp": {"acmekube": {}}})
+    assert_error(answer, 400, "acmekube", "hostPaths", "/root/.kube:/kube is a path of the host", "catalog/servers")
 
 
 async def test_a_running_sandbox_outlives_the_catalog_it_was_made_from(api: httpx.AsyncClient) -> None:
@@ -90,9 +90,9 @@ async def test_the_list_comes_in_pages_by_key(api: httpx.AsyncClient) -> None:
 
 async def test_a_search_finds_servers_by_words_and_beginnings_the_best_first(api: httpx.AsyncClient) -> None:
     await import_tiles(api)
-    assert await keys(api, q="dashb alert") == ["grafana"]
+    assert await keys(api, q="dashb klax") == ["acmegraphs"]
     assert (await keys(api, q="time"))[0] == "time"
-    assert await keys(api, q="no such thing at all") == []
+    assert await keys(api, q="xyzzy plugh") == []
     first = (await api.get("/api/v1/catalog", params={"q": "e", "limit": 1})).json()
     rest = (await api.get("/api/v1/catalog", params={"q": "e", "cursor": first["nextCursor"], "limit": 1000})).json()
     found = [item["key"] for item in (*first["items"], *rest["items"])]
@@ -106,16 +106,16 @@ async def test_a_cursor_of_something_else_is_refused(api: httpx.AsyncClient, cur
 
 async def test_one_server_is_shown_whole(api: httpx.AsyncClient) -> None:
     await import_tiles(api)
-    shown = (await api.get("/api/v1/catalog/servers/kubernetes")).json()
+    shown = (await api.get("/api/v1/catalog/servers/acmekube")).json()
     assert (shown["state"], shown["source"]) == ("refused", "docker")
     assert shown["manifest"]["hostPaths"] == ["/root/.kube:/kube"]
-    assert_error(await api.get("/api/v1/catalog/servers/kubernets"), 404, "Did you mean 'kubernetes'")
+    assert_error(await api.get("/api/v1/catalog/servers/acmekub"), 404, "Did you mean 'acmekube'")
 
 
 async def test_an_unknown_server_is_answered_with_the_nearest_ones(api: httpx.AsyncClient) -> None:
     await import_tiles(api)
-    answer = await api.post("/v2/sandboxes", json={"mcp": {"grafan": {}}})
-    assert_error(answer, 400, "there is no MCP server 'grafan'", "Did you mean 'grafana'")
+    answer = await api.post("/v2/sandboxes", json={"mcp": {"acmegraph": {}}})
+    assert_error(answer, 400, "there is no MCP server 'acmegraph'", "Did you mean 'acmegraphs'")
 
 
 async def test_an_import_replaces_shipped_servers_only_when_told_to(api: httpx.AsyncClient) -> None:

@@ -202,7 +202,7 @@ async def test_health_needs_no_key(api: httpx.AsyncClient) -> None:
 
 
 async def test_the_catalog_lists_servers_with_their_properties(api: httpx.AsyncClient) -> None:
-    items = {item["key"]: item for item in (await api.get("/api/v1/catalog")).json()["items"]}
+    items = {item["key"]: item for item in (await api.get("/api/v1/catalog", params={"limit": 1000})).json()["items"]}
     assert {"time", "fetch", "git", "sqlite", "everything", "filesystem", "memory", "sequentialthinking"} <= set(items)
     assert items["time"]["properties"]["localTimezone"]["default"] == "UTC"
 
