@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
-from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -93,22 +92,24 @@ class Edge:
             return
         life = _Life()
         lives.add(life)
-        refuse: Callable[[Refusal], Awaitable[None]] = partial(send_refusal, scope, send)
+        exchange: Exchange | WebSocketExchange | None = None
         try:
-            async with life.timeout:
-                route = await self._woken(way, scope) if isinstance(way, Asleep) else way
-                if isinstance(route, Refusal):
-                    await refuse(route)
-                    return
-                exchange = self._exchange(route, scope, receive, send)
-                refuse = exchange.refuse
-                await exchange.run()
-        except TimeoutError:
-            if life.ended_by is None:
+            route = await self._woken(way, scope) if isinstance(way, Asleep) else way
+            if isinstance(route, Refusal):
+                await send_refusal(scope, send, route)
+                return
+            exchange = self._exchange(route, scope, receive, send)
+            await exchange.run()
+        except asyncio.CancelledError:
+            reason = life.end()
+            if reason is None:
                 raise
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_S):
-                    await refuse(life.ended_by)
+                    if exchange is None:
+                        await send_refusal(scope, send, reason)
+                    else:
+                        await exchange.refuse(reason)
         finally:
             lives.discard(life)
             if not lives and self._open.get(sandbox_id) is lives:
@@ -127,10 +128,8 @@ class Edge:
         return WebSocketExchange(scope, receive, send, route=route, dialler=self._dialler, spawn=self._spawn)
 
     def _end(self, sandbox_id: str, reason: Refusal) -> None:
-        now = asyncio.get_running_loop().time()
         for life in self._open.pop(sandbox_id, ()):
-            life.ended_by = reason
-            life.timeout.reschedule(now)
+            life.end_by(reason)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -142,8 +141,20 @@ class Edge:
 class _Life:
     """How long an exchange may go on: without limit, as a stream may be silent for hours, until somebody ends it."""
 
-    __slots__ = ("ended_by", "timeout")
+    __slots__ = ("_reason", "_task")
 
     def __init__(self) -> None:
-        self.timeout = asyncio.timeout(None)
-        self.ended_by: Refusal | None = None
+        self._task = asyncio.current_task()
+        self._reason: Refusal | None = None
+
+    def end_by(self, reason: Refusal) -> None:
+        """From outside: cancels the task that carries the exchange."""
+        if self._reason is None and self._task is not None:
+            self._reason = reason
+            self._task.cancel()
+
+    def end(self) -> Refusal | None:
+        """In the task, once it is cancelled: why; None if it was not only us, and the cancellation has to go on."""
+        if self._reason is None or self._task is None or self._task.uncancel() > 0:
+            return None
+        return self._reason
