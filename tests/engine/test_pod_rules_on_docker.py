@@ -9,7 +9,7 @@ import pytest
 
 from app.engines.docker_engine import DockerEngine
 from app.engines.interface import ALL_TRAFFIC, EgressRules, Pod
-from app.errors import EngineError, PodGone
+from app.errors import PodGone
 from tests.engine.conftest import INSTALLATION, Listener
 from tests.engine.egress_state import addresses_in_force, flush_rules
 from tests.engine.internet import FIRST, SECOND, STREAM
@@ -246,10 +246,3 @@ async def test_rules_stay_when_a_pod_is_halted_and_resumed(docker_subject: Docke
     assert (await docker_subject.engine.resume("sleeper")).address == before.address
     outcomes = await probe(docker_subject, "sleeper", _TO_FIRST, _TO_SECOND)
     assert outcomes == {_TO_FIRST: "open", _TO_SECOND: "EHOSTUNREACH"}
-
-
-async def test_an_offline_pod_takes_only_rules_that_open_nothing(docker_subject: DockerSubject) -> None:
-    await docker_subject.engine.start(pod("offline", container(docker_subject.image), egress=False))
-    await docker_subject.engine.set_network("offline", _CLOSED)
-    with pytest.raises(EngineError, match="without a way out"):
-        await docker_subject.engine.set_network("offline", _OPEN)
