@@ -146,6 +146,11 @@ class ServerDefinition(ManifestPart):
     """User (and group) an image server runs as."""
     volumes: Items[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*:/[^:]+$")]] = ()
     """`<name>:<path>` of an image server: storage that belongs to the sandbox. Never a path of the host."""
+    operator_volumes: Items[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*:/[^:]+(:ro)?$")]
+    ] = ()
+    """`<name>:<path>[:ro]` of an image server: storage that the operator made on the container engine as the volume
+    `sandgate-own-<name>`, the same for every sandbox. Imported definitions cannot ask for it."""
     host_paths: Items[Text] = ()
     """`<path of the host>:<path>[:ro]` that an image server would mount, with templates; refused when it is used."""
     host_access: Mapping[str, JsonValue] = {}
@@ -215,6 +220,10 @@ class ServerDefinition(ManifestPart):
             self.config.check()
         self._check_templates(unknown_allowed=imported)
         self._check_credentials(arguments_allowed=imported and self.image is not None)
+        if imported and self.operator_volumes:
+            refuse(
+                "operatorVolumes", "only a definition of the operator's own may name volumes of the container engine"
+            )
         return self
 
     def _check_kind(self) -> None:
@@ -232,7 +241,7 @@ class ServerDefinition(ManifestPart):
             refuse("command", "a remote server has no command")
         if self.cwd is not None and not self.package:
             refuse("cwd", "only a package server has a working directory of its choice")
-        for field in ("volumes", "host_paths", "host_access", "user", "disable_network"):
+        for field in ("volumes", "operator_volumes", "host_paths", "host_access", "user", "disable_network"):
             if getattr(self, field) and not self.image:
                 refuse(to_camel(field), "only an image server can have it")
         if self.placement == "workspace" and not self.package:

@@ -60,7 +60,7 @@ def _objections(definition: ServerDefinition) -> Iterator[Objection]:
             yield Objection(
                 "hostPaths",
                 f"{text} is a path of the host, which no server in a sandbox sees",
-                f"{own}: give it storage of the sandbox with `volumes`, or run it in the workspace as a package.",
+                f"{own}: `volumes` gives it storage of the sandbox, `operatorVolumes` a path that you allow.",
             )
     for wish in definition.host_access:
         yield Objection(

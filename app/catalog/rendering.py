@@ -47,6 +47,8 @@ class ImageRun:
     user: str | None = None
     volumes: tuple[str, ...] = ()
     """`<name>:<path>`, storage that belongs to the sandbox."""
+    operator_volumes: tuple[str, ...] = ()
+    """`<name>:<path>[:ro]`, volumes that the operator made on the engine."""
     limits: Limits = Limits()
     disable_network: bool = False
 
@@ -93,6 +95,7 @@ def render(
             env=env,
             user=_optional(definition.user, context, env),
             volumes=definition.volumes,
+            operator_volumes=definition.operator_volumes,
             limits=definition.limits,
             disable_network=definition.disable_network,
         )

@@ -27,7 +27,7 @@ from app.catalog import (
     render_custom,
 )
 from app.catalog.package import Package
-from app.engines.interface import ContainerSpec, EgressRules, File, Limits, PodSpec
+from app.engines.interface import ContainerSpec, EgressRules, File, Limits, PodSpec, VolumeMount
 from app.errors import InvalidRequest
 from app.packages import STORE_MOUNT
 from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord
@@ -310,6 +310,12 @@ def _socket_path(role: str) -> str:
     return f"/run/servers/{role}/stdio.sock"
 
 
+def _operator_volume(text: str) -> VolumeMount:
+    """A prefix of their own keeps these volumes apart from those that Sandgate makes."""
+    name, path, *mode = text.split(":")
+    return VolumeMount(volume=f"own-{name}", path=path, read_only=mode == ["ro"], shared=True)
+
+
 def _image_server(role: str, run: ImageRun) -> ContainerSpec:
     limits = Limits(
         memory_mib=run.limits.memory_mib or _SERVER_LIMITS.memory_mib,
@@ -325,5 +331,6 @@ def _image_server(role: str, run: ImageRun) -> ContainerSpec:
         command=run.command or None,
         env=run.env,
         volumes={role: _SOCKET_DIRECTORY, **own},
+        mounts=tuple(map(_operator_volume, run.operator_volumes)),
         user=run.user,
     )

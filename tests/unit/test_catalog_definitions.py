@@ -66,6 +66,8 @@ def test_a_stated_key_wins_over_the_rule() -> None:
         ({**IMAGE, "volumes": ["/etc:/data"]}, "volumes.0: String should match pattern"),
         ({**IMAGE, "volumes": ["{{acme-mcp.site.url}}:/data"]}, "volumes.0: String should match pattern"),
         ({**IMAGE, "volumes": ["data:/data:ro"]}, "volumes.0: String should match pattern"),
+        ({**IMAGE, "operatorVolumes": ["/etc:/data"]}, "operatorVolumes.0: String should match pattern"),
+        ({"operatorVolumes": ["data:/data"]}, "operatorVolumes: only an image server"),
         ({"disableNetwork": True}, "disableNetwork: only an image server"),
         ({**IMAGE, "placement": "workspace"}, "placement: only a package server"),
         ({"placement": "workspace"}, "placement: a server with credentials stays out of the workspace"),

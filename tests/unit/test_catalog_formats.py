@@ -128,6 +128,13 @@ def test_a_manifest_of_sandgate_is_read_and_counts_as_unverified() -> None:
     assert (definition.command, definition.verified) == (("acme",), False)
 
 
+def test_an_imported_definition_cannot_name_volumes_of_the_engine() -> None:
+    manifest = {"name": "a", "title": "A", "type": "server", "image": "a", "config": {}, "operatorVolumes": ["x:/x"]}
+    assert refusal(manifest) == (
+        "a: operatorVolumes: only a definition of the operator's own may name volumes of the container engine"
+    )
+
+
 # -- the MCP registry --------------------------------------------------------------------------------------------------
 
 PACKAGE: dict[str, Any] = {
