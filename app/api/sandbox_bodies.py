@@ -27,6 +27,7 @@ ENVD_VERSION = "0.6.13"
 MAX_TIMEOUT_S = 7 * 24 * 3600
 
 _CLIENT_ID = "sandgate"
+_PAUSE_MODES = {PauseMode.MEMORY: "full", PauseMode.FILESYSTEM: "filesystem"}
 _DISK_MB = 10240
 
 
@@ -234,7 +235,7 @@ class ListedSandbox(Wire):
     disk_size_mb: int = Field(_DISK_MB, alias="diskSizeMB")
     state: Literal["running", "paused"]
     metadata: dict[str, str]
-    pause_mode: Literal["memory", "filesystem"] | None = None
+    pause_mode: Literal["full", "filesystem"] | None = Field(None, description="What its pause kept.")
 
     @classmethod
     def of(cls, sandbox: Sandbox) -> ListedSandbox:
@@ -293,7 +294,7 @@ def _listed(sandbox: Sandbox) -> dict[str, Any]:
         "memory_mb": sandbox.memory_mib,
         "state": "running" if sandbox.pause_mode is None else "paused",
         "metadata": dict(sandbox.metadata),
-        "pause_mode": sandbox.pause_mode,
+        "pause_mode": None if sandbox.pause_mode is None else _PAUSE_MODES[sandbox.pause_mode],
     }
 
 

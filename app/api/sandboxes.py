@@ -81,7 +81,7 @@ async def create_sandbox_v1(
     return SandboxAnswer.of(await service.create(team.id, request, idempotency_key=idempotency_key), settings)
 
 
-@router.get("/v2/sandboxes", responses=describe_errors(400))
+@router.get("/v2/sandboxes", response_model_exclude_none=True, responses=describe_errors(400))
 async def list_sandboxes(
     response: Response,
     team: CurrentTeam,
@@ -110,7 +110,7 @@ async def list_sandboxes(
     return [ListedSandbox.of(sandbox) for sandbox in page.sandboxes]
 
 
-@router.get("/sandboxes", responses=describe_errors(400))
+@router.get("/sandboxes", response_model_exclude_none=True, responses=describe_errors(400))
 async def list_sandboxes_v1(
     team: CurrentTeam,
     service: SandboxServiceDep,
@@ -127,7 +127,7 @@ async def list_sandboxes_v1(
             return found
 
 
-@router.get("/sandboxes/{sandboxID}", responses=describe_errors(404))
+@router.get("/sandboxes/{sandboxID}", response_model_exclude_none=True, responses=describe_errors(404))
 async def get_sandbox(
     sandbox_id: SandboxId, team: CurrentTeam, service: SandboxServiceDep, settings: SettingsOfApiDep
 ) -> SandboxDetail:
@@ -263,7 +263,12 @@ async def list_snapshots(
     return [SnapshotAnswer(snapshot_id=one.snapshot_id, names=list(one.names)) for one in page.snapshots]
 
 
-@router.post("/sandboxes/{sandboxID}/fork", status_code=201, responses=describe_errors(400, 404, 409, 500, 503, 507))
+@router.post(
+    "/sandboxes/{sandboxID}/fork",
+    status_code=201,
+    response_model_exclude_none=True,
+    responses=describe_errors(400, 404, 409, 500, 503, 507),
+)
 async def fork_sandbox(
     sandbox_id: SandboxId,
     team: CurrentTeam,

@@ -10,6 +10,7 @@ from app.catalog.definition import Placement, ServerDefinition
 from app.catalog.description import describe, describe_whole
 from app.catalog.errors import CatalogError, OptionError
 from app.catalog.fingerprint import list_fingerprint
+from app.catalog.inline import is_inline, render_inline
 from app.catalog.objections import objections_of
 from app.catalog.rendering import ImageRun, PackageRun, RemoteRun, RenderedServer, render
 
@@ -26,8 +27,10 @@ __all__ = [
     "describe",
     "describe_whole",
     "is_custom_key",
+    "is_inline",
     "list_fingerprint",
     "objections_of",
     "render",
     "render_custom",
+    "render_inline",
 ]

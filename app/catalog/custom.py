@@ -46,7 +46,7 @@ def render_custom(key: str, options: Mapping[str, object], *, github_url: str) -
         start_timeout_s=START_TIMEOUT_S,
         run=PackageRun(
             command=("/bin/bash", "-l", "-c", run),
-            env=_read_envs(key, given.get("envs")),
+            env=read_environment(key, "envs", given.get("envs")),
             placement="workspace",
             repository=f"{github_url.rstrip('/')}/{match.group(1)}/{match.group(2)}",
             install=_read_line(key, "installCmd", given.get("install_cmd")),
@@ -78,16 +78,17 @@ def _read_line(key: str, property: str, value: object) -> str | None:
     return value
 
 
-def _read_envs(key: str, value: object) -> dict[str, str]:
+def read_environment(key: str, property: str, value: object) -> dict[str, str]:
+    """Variables that a caller gave under `property`. Raises: OptionError."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise OptionError(key, "envs", "expected an object of variable names and values")
+        raise OptionError(key, property, "expected an object of variable names and values")
     envs: dict[str, str] = {}
     for name, item in value.items():
         if not isinstance(name, str) or _ENV_NAME.fullmatch(name) is None:
-            raise OptionError(key, "envs", "a variable's name has letters, digits and _, and no digit first")
+            raise OptionError(key, property, "a variable's name has letters, digits and _, and no digit first")
         if not isinstance(item, str | int | float) or (isinstance(item, str) and "\0" in item):
-            raise OptionError(key, f"envs.{name}", "expected a string")
+            raise OptionError(key, f"{property}.{name}", "expected a string")
         envs[name] = str(item).lower() if isinstance(item, bool) else str(item)
     return envs

@@ -39,6 +39,8 @@ class Remote(ManifestPart):
     transport_type: Literal["streamable-http", "sse"] = Field(alias="transport_type")
     headers: Mapping[Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")], str] = {}
     """Sent with every request. `${NAME}` takes a credential by its variable; a header that lacks one is left out."""
+    allow_private: bool = False
+    """Whether plain HTTP and addresses that are not public will do, as for a server in the operator's own network."""
 
 
 class EnvVar(ManifestPart):

@@ -60,6 +60,7 @@ class RemoteRun:
     url: str
     headers: Mapping[str, str] = field(repr=False)
     transport_type: str = "streamable-http"
+    allow_private: bool = False
 
 
 Run: TypeAlias = PackageRun | ImageRun | RemoteRun
@@ -160,7 +161,9 @@ def _render_remote(
     url = templates.evaluate_text(remote.url, context, env)
     if not url.isprintable() or " " in url:
         raise OptionError(key, None, "an option of it holds a blank or control character, which its URL cannot carry")
-    return RemoteRun(url=url, headers=headers, transport_type=remote.transport_type)
+    return RemoteRun(
+        url=url, headers=headers, transport_type=remote.transport_type, allow_private=remote.allow_private
+    )
 
 
 def _property_of(definition: ServerDefinition, variables: set[str]) -> str | None:

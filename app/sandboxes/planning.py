@@ -22,9 +22,11 @@ from app.catalog import (
     RenderedServer,
     ServerDefinition,
     is_custom_key,
+    is_inline,
     list_fingerprint,
     render,
     render_custom,
+    render_inline,
 )
 from app.catalog.package import Package
 from app.engines.interface import ContainerSpec, EgressRules, File, Limits, PodSpec, VolumeMount
@@ -200,7 +202,10 @@ def plan_gateway(
                 image_servers.append(_image_server(role, run))
                 transport = {"type": "socket", "path": _socket_path(role)}
             case RemoteRun() as run:
-                transport = {"type": "http", "url": run.url, "headers": run.headers}
+                kind = "sse" if run.transport_type == "sse" else "http"
+                transport = {"type": kind, "url": run.url, "headers": run.headers}
+                if run.allow_private:
+                    transport["allowPrivate"] = True
         servers.append(
             {
                 "name": key,
@@ -280,6 +285,8 @@ def _render(
     try:
         if is_custom_key(key):
             return render_custom(key, given, github_url=blueprint.github_url)
+        if is_inline(given) and catalog.find(key) is None:
+            return render_inline(key, given)
         return render(_find(key, catalog), key, given, placement=options.placement.get(key))
     except OptionError as error:
         raise InvalidRequest(f"Failed to start MCP gateway: {error}") from error

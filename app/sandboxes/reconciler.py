@@ -170,7 +170,12 @@ class Reconciler:
             self._starting -= is_cold
         took_s = round(asyncio.get_running_loop().time() - began, 4)
         _log.info(
-            "sandbox_started", sandbox_id=sandbox.id, template=sandbox.template.name, warm=not is_cold, took_s=took_s
+            "sandbox_started",
+            sandbox_id=sandbox.id,
+            pod_id=pod.id,
+            template=sandbox.template.name,
+            warm=not is_cold,
+            took_s=took_s,
         )
         self._learn_soon(live, plan.gateway)
         return BroughtUp(live, servers)

@@ -128,6 +128,7 @@ class WarmPool:
             assert started.address is not None
             await self._store.mark_warm(pod.id, address=started.address, now=self._now())
             pool.waiting.add(pod.id)
+            _log.info("pod_waits", pod_id=pod.id)
         except SandgateError:
             await self._remove(pod.id)
             raise

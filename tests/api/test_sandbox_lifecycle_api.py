@@ -90,7 +90,7 @@ async def test_a_sandbox_is_paused_and_resumed(api: httpx.AsyncClient) -> None:
     again = await api.post(f"{path}/pause", json={})
     assert (again.status_code, again.json()["code"]) == (409, 409)
     detail = (await api.get(path)).json()
-    assert (detail["state"], detail["pauseMode"]) == ("paused", "memory")
+    assert (detail["state"], detail["pauseMode"]) == ("paused", "full")
     assert detail["lifecycle"] == {"onTimeout": "pause", "autoResume": True}
     resumed = await api.post(f"/v2{path}/connect", json={"timeout": 100})
     assert (resumed.status_code, resumed.json()) == (201, made)

@@ -48,6 +48,7 @@ MANIFESTS: dict[str, dict[str, object]] = {
         "remote": {
             "url": "http://{host}:{port}/mcp",
             "transport_type": "streamable-http",
+            "allowPrivate": True,
             "headers": {"Authorization": "Bearer ${ECHO_TOKEN}"},
         },
         "secrets": [{"name": "echo-remote.token", "env": "ECHO_TOKEN", "description": "Any text.", "required": True}],

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -67,8 +68,12 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        own = {"SANDGATE_HOME": str(self.home), "SANDGATE_PORT": str(self.port), **self.settings}
-        return {**os.environ, **own}
+        own = {
+            "SANDGATE_HOME": str(self.home),
+            "SANDGATE_PORT": str(self.port),
+            "SANDGATE_POOL": "base=0,mcp-gateway=0",
+        }
+        return {**os.environ, **own, **self.settings}
 
     @property
     def sdk_environment(self) -> dict[str, str]:
@@ -144,8 +149,12 @@ class Installation:
 
     def container(self, sandbox_id: str, role: str) -> str:
         """Name of one container of a running sandbox."""
-        (name,) = self.containers(**{"sandgate.label.sandbox": sandbox_id, "sandgate.role": role})
-        return name
+        database = sqlite3.connect(self.home / "sandgate.db")
+        try:
+            ((pod_id,),) = database.execute("SELECT id FROM pods WHERE sandbox_id = ?", [sandbox_id]).fetchall()
+        finally:
+            database.close()
+        return f"sandgate-{pod_id}-{role}"
 
     def token(self, sandbox_id: str, role: str, part: str) -> str:
         """The control token of a pod's agent or gateway, which nobody outside has."""

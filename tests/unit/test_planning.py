@@ -253,3 +253,24 @@ def test_a_pull_checks_that_servers_are_known(catalog: Catalog) -> None:
     check_known(["time", "github/acme/tool"], catalog)
     with pytest.raises(InvalidRequest, match="'nope'"):
         check_known(["time", "nope"], catalog)
+
+
+def test_a_server_given_inline_needs_no_catalog(catalog: Catalog) -> None:
+    planned = plan(
+        catalog,
+        template="base",
+        mcp={
+            "mine": {"command": "npx", "args": ["thing"]},
+            "theirs": {"url": "https://mcp.example/mcp", "type": "sse"},
+        },
+    )
+    assert planned.gateway is not None
+    first, second = planned.gateway.servers
+    assert first["transport"]["type"] == "workspace"
+    assert second["transport"] == {"type": "sse", "url": "https://mcp.example/mcp", "headers": {}}
+    assert planned.gateway.fingerprints == {}
+
+
+def test_a_key_of_the_catalog_cannot_be_given_inline(catalog: Catalog) -> None:
+    with pytest.raises(InvalidRequest, match="time"):
+        plan(catalog, template="base", mcp={"time": {"command": "sh"}})
