@@ -45,6 +45,8 @@ TRANSFER_S = 1800
 _PREPARE_WAIT_S = 30
 _PREPARE_POLL_S = 0.1
 _CHUNK = 1024 * 1024
+_ESCAPED = re.compile(r'["\\$]')
+"""What is not itself between the double quotes of a Dockerfile."""
 
 
 class DockerBuilds:
@@ -255,6 +257,10 @@ def _commit(api: docker.APIClient, container: str, result: Result) -> None:
         "CMD []",
         "USER 0",
         "WORKDIR /",
-        *(f"ENV {name}={json.dumps(value)}" for name, value in result.env.items()),
+        *(f"ENV {name}={_quoted(value)}" for name, value in result.env.items()),
     ]
     api.commit(container, repository=repository, tag=tag, pause=False, changes=changes)
+
+
+def _quoted(value: str) -> str:
+    return '"' + _ESCAPED.sub(r"\\\g<0>", value) + '"'
