@@ -12,7 +12,7 @@ from tests.api.test_sandboxes_api import assert_error
 
 REMOTE = {"title": "Docs", "type": "remote", "remote": {"url": "https://docs.example/mcp", "transport_type": "sse"}}
 TILES: dict[str, Any] = {
-    "docs": REMOTE,
+    "acmedocs": REMOTE,
     "acmegraphs": {"title": "Acme graphs", "image": "mcp/acmegraphs", "description": "Dashboards and klaxons."},
     "acmekube": {"title": "K8s", "image": "mcp/k8s", "volumes": ["/root/.kube:/kube"]},
     "time": {"title": "Another clock", "image": "mcp/time"},
@@ -47,7 +47,7 @@ async def test_an_import_answers_with_counts_and_a_line_for_every_entry_at_fault
     ]
     assert [(line["entry"], line["field"]) for line in answer["notRun"]] == [("acmekube", "hostPaths")]
     assert answer["shadowed"] == {"time": "shipped"}
-    assert answer["change"] == {"added": ["acmegraphs", "acmekube", "docs", "time"], "removed": [], "changed": {}}
+    assert answer["change"] == {"added": ["acmedocs", "acmegraphs", "acmekube", "time"], "removed": [], "changed": {}}
     assert answer["catalog"]["format"] == "docker-catalog"
     assert answer["catalog"]["digest"].startswith("sha256:")
 
@@ -61,17 +61,20 @@ async def test_an_import_may_be_yaml(api: httpx.AsyncClient) -> None:
 
 async def test_an_imported_server_runs_in_a_sandbox_and_one_that_is_refused_says_why(api: httpx.AsyncClient) -> None:
     await import_tiles(api)
-    assert (await api.post("/v2/sandboxes", json={"mcp": {"docs": {}}})).status_code == 201
+    assert (await api.post("/v2/sandboxes", json={"mcp": {"acmedocs": {}}})).status_code == 201
     answer = await api.post("/v2/sandboxes", json={"mcp": {"acmekube": {}}})
     assert_error(answer, 400, "acmekube", "hostPaths", "/root/.kube:/kube is a path of the host", "catalog/servers")
 
 
 async def test_a_running_sandbox_outlives_the_catalog_it_was_made_from(api: httpx.AsyncClient) -> None:
     await import_tiles(api)
-    created = (await api.post("/v2/sandboxes", json={"mcp": {"docs": {}}})).json()
+    created = (await api.post("/v2/sandboxes", json={"mcp": {"acmedocs": {}}})).json()
     assert (await api.delete("/api/v1/catalog/sources/docker")).status_code == 204
-    assert (await api.get(f"/sandboxes/{created['sandboxID']}")).json()["mcp"]["servers"]["docs"]["state"] == "ready"
-    assert_error(await api.post("/v2/sandboxes", json={"mcp": {"docs": {}}}), 400, "there is no MCP server 'docs'")
+    running = (await api.get(f"/sandboxes/{created['sandboxID']}")).json()
+    assert running["mcp"]["servers"]["acmedocs"]["state"] == "ready"
+    assert_error(
+        await api.post("/v2/sandboxes", json={"mcp": {"acmedocs": {}}}), 400, "there is no MCP server 'acmedocs'"
+    )
 
 
 async def test_the_list_comes_in_pages_by_key(api: httpx.AsyncClient) -> None:

@@ -256,6 +256,17 @@ def test_a_template_that_names_nothing_comes_out_empty_and_a_note_says_so() -> N
     assert run.env == {}
 
 
+def test_a_required_name_that_is_no_setting_is_told_of() -> None:
+    schema = {"properties": {"url": {"type": "string"}}, "required": ["url", "key", "typo"]}
+    definition = only({"title": "A", "image": "a", "config": [schema], "secrets": [{"name": "acme.key", "env": "KEY"}]})
+    assert notes_of(definition) == ("config: typo is required and names no setting, so it is not asked for.",)
+
+
+def test_a_remote_cannot_let_itself_into_the_network_of_the_operator() -> None:
+    remote = {"url": "https://a.example/mcp", "transport_type": "sse", "allowPrivate": True}
+    assert [refusal.field for refusal in reasons({"title": "A", "remote": remote})] == ["remote.allowPrivate"]
+
+
 def test_a_remote_that_signs_in_with_oauth_says_that_this_is_missing() -> None:
     provider = {"provider": "acme", "secret": "acme.token", "env": "TOKEN"}
     remote = {"url": "https://a.example/mcp", "transport_type": "sse"}

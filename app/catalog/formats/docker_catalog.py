@@ -117,6 +117,11 @@ def manifest_of(entry: str, value: object) -> Manifest:
     manifest["secrets"] = [_secret_of(secret, config, required) for secret in list_of(tile, "secrets")]
     if config is not None:
         manifest["config"] = config | ({"required": _required_settings(config)} if "required" in config else {})
+        given = {str(secret.get("name")).rpartition(".")[2] for secret in manifest["secrets"]}
+        manifest["notes"] = [
+            f"config: {name} is required and names no setting, so it is not asked for."
+            for name in sorted(_required_secrets(config) - given)
+        ]
     volumes = [str(volume) for volume in list_of(tile, "volumes")]
     manifest["volumes"] = [volume for volume in volumes if _NAMED_VOLUME.fullmatch(volume)]
     manifest["hostPaths"] = [volume for volume in volumes if not _NAMED_VOLUME.fullmatch(volume)]

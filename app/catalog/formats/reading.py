@@ -61,12 +61,25 @@ def read_entries(
     """A definition of every entry, or every reason why there is none. An entry never stops the others."""
     for entry, value in entries:
         try:
-            yield ServerDefinition.imported(manifest_of(entry, value))
+            manifest = manifest_of(entry, value)
+            _check_grants(manifest)
+            yield ServerDefinition.imported(manifest)
         except RefusedError as error:
             refusal = Refusal(entry, error.field, error.reason)
             yield refusal if error.remedy is None else Refusal(entry, error.field, error.reason, error.remedy)
         except ValidationError as error:
             yield from (Refusal(entry, field, reason) for field, reason in problems_of(error))
+
+
+def _check_grants(manifest: Manifest) -> None:
+    """Raises: RefusedError for what an operator grants to a server, which no document from elsewhere can."""
+    remote = manifest.get("remote")
+    if isinstance(remote, Mapping) and remote.get("allowPrivate"):
+        raise RefusedError(
+            "remote.allowPrivate",
+            "only a definition of the operator's own may reach addresses that are not public",
+            "Write it to catalog/servers/ in SANDGATE_HOME.",
+        )
 
 
 def object_of(value: Mapping[Any, Any], field: str) -> Mapping[Any, Any]:
