@@ -19,7 +19,7 @@ from rich.table import Table
 
 from app.accounts import Accounts
 from app.build_display import BuildDisplay
-from app.cli_catalog import catalog
+from app.cli_packages import catalog
 from app.database import Database
 from app.doctor import diagnose
 from app.edge.edge import Edge

@@ -81,7 +81,7 @@ def make_app(settings: Settings) -> Edge:
             http = await stack.enter_async_context(make_http_client())
             vault = make_vault(settings)
             store = Store(database, vault)
-            blueprint = _blueprint(settings, tags)
+            blueprint = make_blueprint(settings, tags)
             gateways = GatewayClient(http)
             template_store = TemplateStore(database, vault)
             templates = TemplateService(
@@ -202,10 +202,11 @@ def sandbox_images(settings: Settings) -> ImageTags:
     return image_tags(ROOT / "sandbox_images", base_image=settings.base_image, ca_bundle=settings.ca_bundle)
 
 
-def make_engine(settings: Settings, tags: ImageTags) -> Engine:
+def make_engine(settings: Settings, tags: ImageTags, *, suffix: str = "") -> Engine:
+    """`suffix` makes another installation of it, with nothing in common but packages and images."""
     _check_egress_allow(settings)
     return DockerEngine(
-        installation=installation_name(settings.home),
+        installation=installation_name(settings.home) + suffix,
         runtime=settings.runtime,
         egress_allow=settings.egress_allow,
         guard_image=tags.base,
@@ -296,7 +297,7 @@ async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIte
         await asyncio.wait([task])
 
 
-def _blueprint(settings: Settings, tags: ImageTags) -> Blueprint:
+def make_blueprint(settings: Settings, tags: ImageTags) -> Blueprint:
     return Blueprint(
         workspace_image=tags.workspace,
         gateway_image=tags.gateway,

@@ -65,6 +65,7 @@ _TEMPLATE = ResolvedTemplate(
     ready_command=None,
     cpus=None,
     memory_mib=None,
+    kind="built-in",
 )
 
 
@@ -179,7 +180,11 @@ class Verifier:
                 wait=tenacity.wait_fixed(_POLL_S), retry=tenacity.retry_if_result(lambda log: "ready" not in log)
             )
             await listening(self._engine.logs, trial.pod.id, "recorder", tail=_LOG_LINES)
-            body = {"sandboxId": trial.pod.sandbox_id, "stdioToken": trial.pod.secrets.stdio_token}
+            body = {
+                "sandboxId": trial.pod.sandbox_id,
+                "accessToken": trial.token,
+                "stdioToken": trial.pod.secrets.stdio_token,
+            }
             await self._agents.init(started.address, trial.pod.secrets.agent_token, body)
         return started.address
 
