@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from ipaddress import IPv4Address
 from typing import Any
 
 import docker
@@ -21,7 +20,7 @@ from app.engines.docker_client import DockerClient
 from app.engines.docker_helpers import HelperContainers, remove_container
 from app.engines.docker_jobs import DockerJobs
 from app.engines.docker_networks import DockerNetworks
-from app.engines.docker_pods import PodNetwork
+from app.engines.docker_pods import Attachment, PodNetwork
 from app.engines.docker_volumes import DockerVolumes, check_volume, remove_volume
 from app.engines.interface import ContainerSpec, ContainerState, EgressRules, EngineInfo, Pod, PodSpec
 from app.engines.network_guard import AllowedTarget
@@ -112,8 +111,8 @@ class DockerEngine:
 
     async def _start(self, start: PodStart, spec: PodSpec, network: PodNetwork) -> Pod:
         owner, *others = spec.containers
-        states, address = await self._found(start, spec)
-        is_elsewhere = network.address is not None and address != network.address
+        states, attachment = await self._found(start, spec)
+        is_elsewhere = attachment is not None and not attachment.is_as(network)
         if states and (states.get(owner.role) not in ("created", "running", "paused") or is_elsewhere):
             # The others hold on to a network namespace that is gone, or to one that its rules would not hold for.
             await start.call(lambda api: self._remove_all(api, spec.pod_id), doing="remove what is left of it")
@@ -150,14 +149,13 @@ class DockerEngine:
             await run(container)
         return await self._running(start, spec)
 
-    async def _found(self, start: PodStart, spec: PodSpec) -> tuple[dict[str, ContainerState], IPv4Address | None]:
-        """States by role of what there is of the pod, and the address it was given."""
+    async def _found(self, start: PodStart, spec: PodSpec) -> tuple[dict[str, ContainerState], Attachment | None]:
+        """States by role of what there is of the pod, and where its first container is attached."""
         listing = await start.call(lambda api: self._list(api, spec.pod_id), doing="look for its containers")
         pod = docker_pods.pods_from_listing(listing).get(spec.pod_id)
-        attachment = docker_pods.attachments(listing).get(spec.pod_id)
         present = [c for c in pod.containers if c.state != "absent"] if pod else []
         states: dict[str, ContainerState] = {container.role: container.state for container in present}
-        return states, attachment.address if attachment else None
+        return states, docker_pods.attachments(listing).get(spec.pod_id)
 
     async def _running(self, start: PodStart, spec: PodSpec) -> Pod:
         pods = await start.call(lambda api: self._pods(api, spec.pod_id), doing="look at its containers")

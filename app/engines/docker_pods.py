@@ -63,6 +63,9 @@ class Attachment:
     address: IPv4Address | None
     """None for a pod that was given none of its own, while it does not run."""
 
+    def is_as(self, wanted: PodNetwork) -> bool:
+        return self.network == wanted.name and wanted.address in (None, self.address)
+
 
 def container_name(pod_id: str, role: str) -> str:
     return f"sandgate-{pod_id}-{role}"

@@ -60,10 +60,12 @@ async def test_files_are_there_before_the_program_starts_with_owner_and_mode(doc
 async def test_files_go_into_a_container_whose_start_was_cut_before_it_came_to_them(
     docker_subject: DockerSubject,
 ) -> None:
-    spec = pod("late", container(docker_subject.image, files=(File(path="/run/token", content=b"there"),)))
+    late = container(docker_subject.image, files=(File(path="/run/token", content=b"there"),))
+    spec = pod("late", late, egress=False)
     labels = container_labels(docker_subject.installation, spec, "only")
+    network = docker_subject.api.create_host_config(network_mode=f"sandgate-{docker_subject.installation}-offline")
     made = docker_subject.api.create_container(
-        docker_subject.image, command=list(PROGRAM), name="sandgate-late-only", labels=labels
+        docker_subject.image, command=list(PROGRAM), name="sandgate-late-only", labels=labels, host_config=network
     )["Id"]
     await docker_subject.engine.start(spec)
     assert (await docker_subject.inspect("late", "only"))["Id"] == made

@@ -8,6 +8,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from app.engines.docker_engine import DockerEngine
+from app.engines.docker_pods import container_labels
 from app.engines.interface import ALL_TRAFFIC, EgressRules, Pod
 from app.errors import PodGone
 from tests.engine.conftest import INSTALLATION, Listener
@@ -246,3 +247,16 @@ async def test_rules_stay_when_a_pod_is_halted_and_resumed(docker_subject: Docke
     assert (await docker_subject.engine.resume("sleeper")).address == before.address
     outcomes = await probe(docker_subject, "sleeper", _TO_FIRST, _TO_SECOND)
     assert outcomes == {_TO_FIRST: "open", _TO_SECOND: "EHOSTUNREACH"}
+
+
+async def test_a_container_that_its_rules_would_not_hold_for_is_made_anew(docker_subject: DockerSubject) -> None:
+    spec = pod("stray", container(docker_subject.image), egress_rules=_CLOSED)
+    made = docker_subject.api.create_container(
+        docker_subject.image,
+        command=["sleep", "600"],
+        name="sandgate-stray-only",
+        labels=container_labels(INSTALLATION, spec, "only"),
+    )["Id"]
+    await docker_subject.engine.start(spec)
+    assert (await docker_subject.inspect("stray", "only"))["Id"] != made
+    assert await probe(docker_subject, "stray", _TO_FIRST) == {_TO_FIRST: "EHOSTUNREACH"}
