@@ -73,19 +73,22 @@ class CatalogImporter:
         self._now = now
         self._watch_interval_s = watch_interval_s
         self._known: tuple[Source, ...] = ()
+        self._reloading = asyncio.Lock()
 
     async def sources(self) -> tuple[Source, ...]:
         return await self._store.list()
 
     async def reload(self) -> None:
         """Take over what the database holds, if it is not what the catalog has."""
-        if await self._store.list() == self._known:
-            return
-        stored = await self._store.load()
-        imported = [_imported(catalog) for catalog in stored]
-        # Thousands of definitions take long enough to hold up the requests of others.
-        await asyncio.to_thread(self._catalog.adopt, imported)
-        self._known = tuple(catalog.source for catalog in stored)
+        # One after the other: a slow reload must not put what it read before an import over what the import brought.
+        async with self._reloading:
+            if await self._store.list() == self._known:
+                return
+            stored = await self._store.load()
+            imported = [_imported(catalog) for catalog in stored]
+            # Thousands of definitions take long enough to hold up the requests of others.
+            await asyncio.to_thread(self._catalog.adopt, imported)
+            self._known = tuple(catalog.source for catalog in stored)
 
     async def watch(self) -> None:
         """Take over what others change, until cancelled."""
