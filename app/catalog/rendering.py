@@ -161,9 +161,7 @@ def _render_remote(
     url = templates.evaluate_text(remote.url, context, env)
     if not url.isprintable() or " " in url:
         raise OptionError(key, None, "an option of it holds a blank or control character, which its URL cannot carry")
-    return RemoteRun(
-        url=url, headers=headers, transport_type=remote.transport_type, allow_private=remote.allow_private
-    )
+    return RemoteRun(url=url, headers=headers, transport_type=remote.transport_type, allow_private=remote.allow_private)
 
 
 def _property_of(definition: ServerDefinition, variables: set[str]) -> str | None:
