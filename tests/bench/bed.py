@@ -20,6 +20,7 @@ from app.settings import Settings
 from tests.bench.processes import SandboxProcesses
 from tests.bench.wire import Endpoint, Era
 from tests.e2e.installation import Installation
+from tests.shipped_packages import shipped_package_field
 
 _ECHO_SERVER = Path(__file__).with_name("echo_server.py")
 
@@ -84,7 +85,7 @@ def echo_command(python: str, era: Era) -> list[str]:
 
 
 def _write_manifests(home: Path) -> None:
-    """JSON is YAML. The package is pretended: the bench's server is brought along in its command."""
+    """JSON is YAML. The package is there for its name: the bench's server is brought along in its command."""
     folder = home / "catalog" / "servers"
     folder.mkdir(parents=True)
     for era in ERAS:
@@ -95,8 +96,8 @@ def _write_manifests(home: Path) -> None:
             "description": f"Of the benchmark: gives back what it got, {era} era.",
             "category": "test",
             "type": "server",
-            "package": {"registry": "pypi", "name": "bench", "version": "1"},
-            "command": echo_command("python3", era),
+            "package": shipped_package_field("time"),
+            "command": echo_command("/usr/bin/python3", era),
         }
         (folder / f"{name}.yaml").write_text(json.dumps(manifest))
 

@@ -8,11 +8,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import docker
+from docker.types import Mount
 
+from app.engines.docker_pods import shared_volume_name
 from app.engines.image_sources import ImageTags
+from app.packages import STORE_MOUNT
+from tests.shipped_packages import shipped_package
 
 _LABEL = "sandgate.bench"
-_TIME_SERVER = "/opt/mcp/time/bin/mcp-server-time --local-timezone=UTC"
+_STORE = Mount(
+    target=STORE_MOUNT.path, source=shared_volume_name(STORE_MOUNT.volume), type="volume", no_copy=True, read_only=True
+)
+_TIME_SERVER = f"{shipped_package('time').directory}/bin/mcp-server-time --local-timezone=UTC"
 
 
 class EngineFloor:
@@ -50,7 +57,7 @@ class EngineFloor:
         try:
             for image in images:
                 network = f"container:{made[0]}" if made else "bridge"
-                host = self._client.create_host_config(network_mode=network, init=True)
+                host = self._client.create_host_config(network_mode=network, init=True, mounts=[_STORE])
                 container = self._client.create_container(
                     image, entrypoint=list(command), command=[], host_config=host, labels={_LABEL: "floor"}
                 )["Id"]

@@ -17,10 +17,12 @@ import pytest
 from app.engines.images import image_tags
 from app.settings import ROOT, Settings
 from tests.e2e.installation import Installation, free_port
+from tests.shipped_packages import shipped_package_field
 
 FIXTURES = ROOT / "tests" / "fixtures"
 ECHO_IMAGE = "sandgate-test/echo:1"
 SECRET = "sesame-open-1234567890"
+
 
 ECHO_DOCKERFILE = """
 ARG FROM_IMAGE
@@ -32,7 +34,8 @@ ENTRYPOINT ["/opt/echo/bin/python", "/opt/echo/server.py"]
 CMD ["--stdio"]
 """
 
-PRETENDED_PACKAGE = {"registry": "pypi", "name": "acme", "version": "1"}
+ANY_PACKAGE = shipped_package_field("time")
+"""For programs of the image, which come in no package."""
 PROBE = ["/usr/bin/python3", "-c", (FIXTURES / "probe_server.py").read_text()]
 
 MANIFESTS: dict[str, dict[str, object]] = {
@@ -55,20 +58,20 @@ MANIFESTS: dict[str, dict[str, object]] = {
     },
     "fetch-private": {
         "type": "server",
-        "package": PRETENDED_PACKAGE,
-        "command": ["/opt/mcp/fetch/bin/mcp-server-fetch", "--allow-private-ips", "--ignore-robots-txt"],
+        "package": shipped_package_field("fetch"),
+        "command": ["mcp-server-fetch", "--allow-private-ips", "--ignore-robots-txt"],
     },
     "missing-image": {"type": "server", "image": "sandgate-test/absent:1"},
     "exits": {
         "type": "server",
-        "package": PRETENDED_PACKAGE,
+        "package": ANY_PACKAGE,
         "command": ["/bin/sh", "-c", 'echo "cannot go on with $(printenv EXITS_API_KEY)" >&2; exit 3'],
         "secrets": [{"name": "exits.api_key", "env": "EXITS_API_KEY", "description": "Any text.", "required": True}],
     },
-    "probe": {"type": "server", "package": PRETENDED_PACKAGE, "command": PROBE},
+    "probe": {"type": "server", "package": ANY_PACKAGE, "command": PROBE},
     "probe-with-secret": {
         "type": "server",
-        "package": PRETENDED_PACKAGE,
+        "package": ANY_PACKAGE,
         "command": PROBE,
         "secrets": [
             {"name": "probe-with-secret.api_key", "env": "PROBE_API_KEY", "description": "Any text.", "required": True}
@@ -76,7 +79,7 @@ MANIFESTS: dict[str, dict[str, object]] = {
     },
     "silent": {
         "type": "server",
-        "package": PRETENDED_PACKAGE,
+        "package": ANY_PACKAGE,
         "command": ["/bin/sleep", "600"],
         "startTimeoutS": 2,
     },

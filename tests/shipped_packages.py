@@ -1,0 +1,19 @@
+"""Packages of shipped servers, for manifests of tests: a program of the image needs some package to be named with it."""
+
+from __future__ import annotations
+
+from app.catalog import Catalog
+from app.catalog.package import Package
+from app.settings import ROOT
+
+
+def shipped_package(key: str) -> Package:
+    definition = Catalog.load(ROOT / "catalog" / "servers").find(key)
+    assert definition is not None
+    assert definition.package is not None
+    return definition.package
+
+
+def shipped_package_field(key: str) -> dict[str, object]:
+    """As the manifest has it."""
+    return shipped_package(key).model_dump(mode="json", by_alias=True, exclude_defaults=True)
