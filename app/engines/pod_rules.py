@@ -17,7 +17,7 @@ from app.engines.interface import EgressRules
 from app.engines.network_guard import GuardNames
 from app.engines.pod_ruleset import HostView
 from app.engines.resident_helper import ResidentHelper
-from app.errors import EngineError
+from app.errors import EngineError, EngineUnavailable
 
 _OPEN = EgressRules()
 
@@ -51,6 +51,7 @@ class PodRules:
                 self._inherited = present & frozenset(held)
                 self._unsettled |= present - self._inherited
                 self._proxy_is_used = bool(present) and await self._proxy.is_there()
+            self._inherited &= present
             self._host = host
             self._unsettled |= self._rules.keys()
             await self._settle()
@@ -60,7 +61,7 @@ class PodRules:
     async def put(self, address: IPv4Address, rules: EgressRules) -> None:
         """Returns once `rules` are in force for everything that the pod of this address sends from now on.
 
-        Raises: EngineError. The pod then has either rules, or none of its names can be reached.
+        Raises: EngineError. The pod then has its old rules or these, and perhaps reaches none of its hosts.
         """
         async with self._one_at_a_time:
             if rules.is_open:
@@ -100,6 +101,8 @@ class PodRules:
         changing = frozenset(self._unsettled)
         try:
             await self._filter(changing)
+        except EngineUnavailable:
+            raise
         except EngineError:
             # Somebody may have flushed the host's packet filter, and what is left as it is would be missing.
             changing |= self._rules.keys()
@@ -107,7 +110,8 @@ class PodRules:
         hosts = {address: rules.allowed_hosts for address, rules in self._rules.items() if rules.allowed_hosts}
         if self._proxy_is_used or not changing.isdisjoint(hosts):
             self._proxy_is_used = True
-            told = {str(address): hosts.get(address) for address in changing}
+            # All of them each time, because a proxy that had to be made anew knows nothing.
+            told = {str(address): hosts.get(address) for address in changing | hosts.keys()}
             await self._proxy.ask(json.dumps(told), doing="tell the egress proxy which hosts a sandbox may reach")
         self._unsettled -= changing
 

@@ -158,8 +158,7 @@ async def test_without_the_proxy_nothing_gets_through_until_it_is_back(docker_su
     assert proxy
     await asyncio.to_thread(docker_subject.api.remove_container, proxy, force=True)
     assert await get(docker_subject, "failing", Request(_ALLOWED), plain(_ALLOWED)) == ["ECONNREFUSED"] * 2
-    await docker_subject.engine.prepare()
-    await name_addresses(docker_subject, {_ALLOWED: FIRST})
+    await started(docker_subject, "another", only(_OTHER))
     assert await get(docker_subject, "failing", Request(_ALLOWED)) == [{"address": FIRST, "host": _ALLOWED}]
 
 
