@@ -35,6 +35,8 @@ class PodTransport(httpx.AsyncBaseTransport):
         self.never_ready: set[str] = set()
         self.is_silent = False
         """While set, nothing in any pod listens."""
+        self.metrics: dict[str, float] = {}
+        """What every agent says of its use."""
         self.broken: set[str] = set()
         """Addresses of pods whose agent answers everything with 500."""
 
@@ -47,13 +49,18 @@ class PodTransport(httpx.AsyncBaseTransport):
         if request.url.host in self.broken:
             return httpx.Response(500)
         pod = self.pod(request.url.host)
-        body = orjson.loads(await request.aread() or b"{}")
+        content = await request.aread()
+        if request.url.path == "/file":
+            return httpx.Response(404)  # of a volume, and no JSON
+        body = orjson.loads(content or b"{}")
         match request.method, request.url.port, request.url.path:
             case "GET", 49983, "/health":
                 return httpx.Response(204)
             case "POST", 49983, "/init":
                 pod.inits.append({"control": request.headers["X-Control-Token"], **body})
                 return httpx.Response(204)
+            case "GET", 49983, "/metrics":
+                return httpx.Response(200, json=self.metrics)
             case _, 50006, _ if "Authorization" not in request.headers:
                 return httpx.Response(401)
             case "PUT", 50006, "/config":

@@ -150,7 +150,9 @@ class PauseSandbox(Wire):
 
 
 class SandboxTimeout(Wire):
-    timeout: int = Field(le=MAX_TIMEOUT_S, description="Seconds from now; 0 or less ends the sandbox at once.")
+    timeout: int = Field(
+        ge=-MAX_TIMEOUT_S, le=MAX_TIMEOUT_S, description="Seconds from now; 0 or less ends the sandbox at once."
+    )
 
 
 class SandboxRefresh(Wire):

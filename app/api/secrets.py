@@ -21,13 +21,20 @@ SecretKey = Annotated[
 
 
 class NewSecret(BaseModel):
-    name: str = Field(description="Unique in the team; kept in lower case.")
-    value: str = Field(description="At most 8 KiB. No answer holds it.", json_schema_extra={"writeOnly": True})
+    name: str = Field(
+        description="Unique in the team; kept in lower case.",
+        json_schema_extra={"pattern": r"^[^{}/\x00-\x1f\x7f-\x9f]{1,256}$"},
+    )
+    value: str = Field(
+        description="At most 8 KiB. No answer holds it.", json_schema_extra={"writeOnly": True, "minLength": 1}
+    )
     metadata: dict[str, str] = Field(default_factory=dict, description="At most 32 entries and 8 KiB.")
 
 
 class SecretUpdate(BaseModel):
-    value: str = Field(description="Becomes the current version.", json_schema_extra={"writeOnly": True})
+    value: str = Field(
+        description="Becomes the current version.", json_schema_extra={"writeOnly": True, "minLength": 1}
+    )
     metadata: dict[str, str] | None = Field(None, description="Replaces what is there; left out, that stays.")
 
 

@@ -19,7 +19,10 @@ VolumeId = Annotated[str, Path(alias="volumeID", pattern="^[a-z0-9_]{1,32}$")]
 
 
 class NewVolume(BaseModel):
-    name: str = Field(description="1 to 128 of a-z, A-Z, 0-9, _ and -; unique in the team. `volumeMounts` names it.")
+    name: str = Field(
+        description="Unique in the team. `volumeMounts` names it.",
+        json_schema_extra={"pattern": "^[a-zA-Z0-9_-]{1,128}$"},
+    )
 
 
 class ListedVolume(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,17 +13,46 @@ from fastapi import FastAPI
 from app.accounts import Team
 from app.api.application import make_api
 from app.api.dependencies import Parts, SettingsOfApi
-from tests.in_process import ControlPlane, clock, control_plane, engine, pods, start_control_plane
+from app.api.resources import Resources
+from app.database import Database
+from app.engines.in_memory_engine import InMemoryEngine
+from app.sandboxes.journal import Journal
+from app.sandboxes.sandbox_logs import SandboxLogs
+from app.sandboxes.telemetry import Metrics
+from app.secrets import Secrets
+from app.vault import Vault
+from app.volumes import VolumeContent, VolumePods, Volumes
+from tests.in_process import Clock, ControlPlane, clock, control_plane, engine, pods, start_control_plane
+from tests.pods import PodTransport
 
 __all__ = ["clock", "control_plane", "engine", "pods", "start_control_plane"]
 
 
 @pytest.fixture
-async def api(control_plane: ControlPlane) -> AsyncIterator[httpx.AsyncClient]:
-    """A client with a valid key."""
+async def resources(
+    control_plane: ControlPlane, engine: InMemoryEngine, pods: PodTransport, clock: Clock, tmp_path: Path
+) -> AsyncIterator[Resources]:
+    database, vault = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}"), Vault(tmp_path / "encryption-key")
+    async with httpx.AsyncClient(transport=pods) as http:
+        volume_pods = VolumePods(engine=engine, http=http, image="workspace:1")
+        journal = Journal(database, now=clock)
+        yield Resources(
+            volumes=Volumes(database=database, vault=vault, engine=engine, pods=volume_pods, now=clock),
+            volume_content=VolumeContent(volume_pods, http),
+            secrets=Secrets(database=database, vault=vault, now=clock),
+            metrics=Metrics(control_plane.directory, http, now=clock),
+            logs=SandboxLogs(journal, engine, control_plane.directory),
+        )
+    await database.aclose()
+
+
+@pytest.fixture
+async def app(control_plane: ControlPlane, resources: Resources) -> AsyncIterator[FastAPI]:
+    """The whole API."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.resources = resources
         app.state.parts = Parts(
             accounts=control_plane.accounts,
             service=control_plane.service,
@@ -34,10 +64,14 @@ async def api(control_plane: ControlPlane) -> AsyncIterator[httpx.AsyncClient]:
         yield
 
     app = make_api(lifespan)
+    async with lifespan(app):
+        yield app
+
+
+@pytest.fixture
+async def api(app: FastAPI, control_plane: ControlPlane) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with a valid key."""
     key = await control_plane.accounts.create_key(Team(control_plane.team_id, "test"), "test")
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        lifespan(app),
-        httpx.AsyncClient(transport=transport, base_url="http://gate", headers={"X-API-KEY": key}) as client,
-    ):
+    async with httpx.AsyncClient(transport=transport, base_url="http://gate", headers={"X-API-KEY": key}) as client:
         yield client
