@@ -14,6 +14,7 @@ from typing import Any
 import docker
 import httpx
 import pytest
+from docker.models.containers import Container
 from e2b import BuildException, BuildInfo, LogEntry, PtySize, Sandbox, Template, wait_for_timeout
 from e2b.template.main import TemplateClass
 
@@ -76,8 +77,9 @@ def _busybox_root(client: docker.DockerClient, base: str) -> bytes:
     return packed.getvalue()
 
 
-def _file_of(container: docker.models.containers.Container, path: str) -> bytes:
+def _file_of(container: Container, path: str) -> bytes:
     chunks, stat = container.get_archive(path)
+    assert stat is not None
     if stat["linkTarget"]:
         return _file_of(container, os.path.join(os.path.dirname(path), stat["linkTarget"]))
     with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
