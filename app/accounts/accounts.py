@@ -44,7 +44,7 @@ class Accounts:
             raise Unauthorized("No API key. Send it in the header X-API-KEY, or as Authorization: Bearer.")
         if not _KEY_PATTERN.fullmatch(key):
             raise Unauthorized("This is not an API key of Sandgate: they look like e2b_ and 40 hexadecimal digits.")
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             row = (
                 await connection.execute(
                     select(teams.c.id, teams.c.name)

@@ -35,13 +35,21 @@ class Database:
             ) from error
         if self._url.get_backend_name() == "sqlite":
             event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
-            event.listen(self._engine.sync_engine, "begin", _begin_immediately)
+            event.listen(self._engine.sync_engine, "begin", _begin)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Commit on a normal end, roll back on an exception. Never await the network inside."""
         async with self._engine.begin() as connection:
             yield connection
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """For statements that change nothing: SQLite lets any number of these go on beside the one that writes."""
+        async with self._engine.connect() as connection:
+            await connection.execution_options(sandgate_reads=True)
+            async with connection.begin():
+                yield connection
 
     async def migrate(self) -> None:
         """Bring the schema to the newest revision. Safe to repeat. Raises: DatabaseUnusableError."""
@@ -91,6 +99,7 @@ def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _begin_immediately(connection: Connection) -> None:
+def _begin(connection: Connection) -> None:
     # A transaction that reads first and writes later could otherwise fail with "database is locked" in the middle.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    reads = connection.get_execution_options().get("sandgate_reads")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -83,6 +83,8 @@ class Reconciler:
         self._swept = asyncio.Event()
         """The first sweep is over, well or not."""
         self._expiry_moved = asyncio.Event()
+        self._next_expiry: datetime | None = None
+        """When the expiry task wakes up by itself; None if it knows of nothing to wake up for."""
         self._stopping: set[str] = set()
         self._pausing: set[str] = set()
         """Sandboxes whose time is over and which are to be paused, not ended."""
@@ -223,7 +225,8 @@ class Reconciler:
         self._directory.put(live)
         if live.address is not None:
             self._requests.watch(live)
-            self.expiry_moved()
+            if self._next_expiry is None or live.sandbox.ends_at < self._next_expiry:
+                self.expiry_moved()
 
     # -- pausing and resuming ---------------------------------------------------------------------------------------
 
@@ -433,8 +436,10 @@ class Reconciler:
                 self._pausing.add(sandbox_id)
                 mode = live.sandbox.lifecycle.pause_mode
                 self._spawn(self._pause_expired(sandbox_id, mode), f"pause {sandbox_id}")
-        next_expiry = await self._store.next_expiry()
-        sleep_s = _LONGEST_SLEEP_S if next_expiry is None else (next_expiry - self._now()).total_seconds()
+        self._next_expiry = await self._store.next_expiry()
+        sleep_s = _LONGEST_SLEEP_S
+        if self._next_expiry is not None:
+            sleep_s = (self._next_expiry - self._now()).total_seconds()
         if self._pausing:
             sleep_s = max(sleep_s, _PAUSE_RETRY_S)  # they are due already; the end of a pause wakes this up
         with suppress(TimeoutError):

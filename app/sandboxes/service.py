@@ -97,7 +97,8 @@ class SandboxService:
             if idempotency_key is not None and (earlier := await self._made_by(team_id, idempotency_key, digest)):
                 return earlier
             raise
-        await self._templates.count_spawn(template.template_id)
+        if template.kind != "built-in":
+            await self._templates.count_spawn(template.template_id)
         return await self._bring_up(recorded)
 
     async def get(self, team_id: str, sandbox_id: str) -> SandboxView:

@@ -116,7 +116,7 @@ class Store:
         query = select(sandboxes.c.id, sandboxes.c.request_digest).where(
             sandboxes.c.team_id == team_id, sandboxes.c.idempotency_key == idempotency_key
         )
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else KeyUse(row.id, row.request_digest)
 
@@ -158,7 +158,7 @@ class Store:
 
     async def template_in_use(self, template_id: str) -> bool:
         query = select(sandboxes.c.id).where(sandboxes.c.template_id == template_id, sandboxes.c.target.in_(_ALIVE))
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return (await connection.execute(query.limit(1))).first() is not None
 
     async def mark_running(
@@ -279,7 +279,7 @@ class Store:
         query = select(sandboxes.c.ends_at).where(
             sandboxes.c.target == Status.RUNNING, sandboxes.c.status == Status.RUNNING
         )
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return (await connection.execute(query.order_by(sandboxes.c.ends_at).limit(1))).scalar_one_or_none()
 
     async def mark_stopped(self, sandbox_id: str, now: datetime) -> None:
@@ -299,7 +299,7 @@ class Store:
         others = select(sandboxes.c.id).where(
             sandboxes.c.fork_image == image, sandboxes.c.id != sandbox_id, sandboxes.c.status != Status.STOPPED
         )
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             if (await connection.execute(others.limit(1))).first() is not None:
                 return None
             return (await connection.execute(select(image))).scalar_one_or_none()
@@ -342,7 +342,7 @@ class Store:
             await connection.execute(delete(pods).where(pods.c.id == pod_id, pods.c.sandbox_id.is_(None)))
 
     async def pod_of(self, sandbox_id: str) -> PodRecord | None:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             row = (
                 (await connection.execute(select(pods).where(pods.c.sandbox_id == sandbox_id))).mappings().one_or_none()
             )
@@ -350,7 +350,7 @@ class Store:
 
     async def pods(self) -> dict[str, PodRecord]:
         """All recorded pods by pod id."""
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return {row["id"]: self._pod(row) for row in (await connection.execute(select(pods))).mappings()}
 
     async def _claim(self, connection: AsyncConnection, recipe: str | None, sandbox_id: str) -> PodRecord | None:
@@ -373,7 +373,7 @@ class Store:
 
     async def check_secrets(self) -> None:
         """Raises: VaultError if something stored was encrypted with a key that the vault does not have."""
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             for table in (sandboxes, pods):
                 column = table.c.secrets_encrypted
                 for token in (await connection.execute(select(column).where(column.is_not(None)))).scalars():
@@ -403,16 +403,16 @@ class Store:
         return result.rowcount == 1
 
     async def _ids(self, query: Select[Any]) -> list[str]:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return list((await connection.execute(query)).scalars())
 
     async def _one(self, query: Select[Any]) -> Sandbox | None:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             row = (await connection.execute(query)).mappings().one_or_none()
         return None if row is None else self._sandbox(row)
 
     async def _all(self, query: Select[Any]) -> list[Sandbox]:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             rows: Iterable[RowMapping] = (await connection.execute(query)).mappings().all()
         return [self._sandbox(row) for row in rows]
 

@@ -43,7 +43,7 @@ class ToolMemory:
             query = select(remembered_lists).where(
                 remembered_lists.c.team_id == team_id, remembered_lists.c.fingerprint.in_(missing)
             )
-            async with self._database.transaction() as connection:
+            async with self._database.reading() as connection:
                 rows = (await connection.execute(query)).all()
             found |= {row.fingerprint: Lists(row.digest, row.lists.encode()) for row in rows}
         for fingerprint, lists in found.items():
