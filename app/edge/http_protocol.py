@@ -22,7 +22,7 @@ _TOO_LONG = (
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Limits heads, does not take trailers for headers (RFC 9110, section 6.5.1), and sends a small answer in one piece."""
+    """Limits heads, takes no trailers for headers (RFC 9110, section 6.5.1), and sends a small answer in one piece."""
 
     _pending = 0
     """Bytes since the last head, piece of a body or end of a request."""
