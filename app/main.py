@@ -136,6 +136,7 @@ def make_app(settings: Settings) -> Edge:
                 volume_content=VolumeContent(volume_pods, http),
                 secrets=Secrets(database=database, vault=vault, now=utc_now),
                 metrics=metrics,
+                journal=journal,
                 logs=SandboxLogs(journal, engine, directory),
             )
             await stack.enter_async_context(edge)

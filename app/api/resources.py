@@ -7,6 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from app.sandboxes.journal import Journal
 from app.sandboxes.sandbox_logs import SandboxLogs
 from app.sandboxes.telemetry import Metrics
 from app.secrets import Secrets
@@ -19,6 +20,7 @@ class Resources:
     volume_content: VolumeContent
     secrets: Secrets
     metrics: Metrics
+    journal: Journal
     logs: SandboxLogs
 
 

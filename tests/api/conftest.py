@@ -41,6 +41,7 @@ async def resources(
             volume_content=VolumeContent(volume_pods, http),
             secrets=Secrets(database=database, vault=vault, now=clock),
             metrics=Metrics(control_plane.directory, http, now=clock),
+            journal=journal,
             logs=SandboxLogs(journal, engine, control_plane.directory),
         )
     await database.aclose()
