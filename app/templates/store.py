@@ -279,31 +279,6 @@ class TemplateStore:
         async with self._database.transaction() as connection:
             await connection.execute(delete(template_layers).where(template_layers.c.image == image))
 
-    # -- secrets ----------------------------------------------------------------------------------------------------
-
-    async def check_secrets(self) -> None:
-        """Raises: VaultError if something stored was encrypted with a key that the vault does not have."""
-        for _, token in await self._secrets():
-            self._vault.decrypt(token)
-
-    async def renew_secrets(self) -> int:
-        """Encrypt everything stored anew with the vault's first key; the number of values."""
-        stored = await self._secrets()
-        async with self._database.transaction() as connection:
-            for build_id, token in stored:
-                await connection.execute(
-                    update(template_builds)
-                    .where(template_builds.c.id == build_id)
-                    .values(runs_encrypted=self._vault.renew(token))
-                )
-        return len(stored)
-
-    async def _secrets(self) -> list[tuple[str, str]]:
-        column = template_builds.c.runs_encrypted
-        async with self._database.transaction() as connection:
-            rows = await connection.execute(select(template_builds.c.id, column).where(column.is_not(None)))
-            return [(row[0], row[1]) for row in rows]
-
     # -- helpers ----------------------------------------------------------------------------------------------------
 
     async def _update(self, condition: ColumnElement[bool], **values: object) -> None:
