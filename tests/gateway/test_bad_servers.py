@@ -149,6 +149,7 @@ async def test_capabilities_that_are_none_offer_nothing(gateway: RunningGateway)
         ("no_result", "server 'bad' sent an answer without a result"),
         ("dies", "server 'bad' exited with code 3"),
         ("closes_stdout", "server 'bad' closed its stdout"),
+        ("closes_stdin", "server 'bad' closed its stdin"),
     ],
 )
 async def test_a_call_that_goes_wrong_tells_how(gateway: RunningGateway, way: str, message: str) -> None:
@@ -160,12 +161,12 @@ async def test_a_call_that_goes_wrong_tells_how(gateway: RunningGateway, way: st
     assert psutil.Process(gateway.pid).memory_info().rss - before < MAX_GROWTH
 
 
-async def test_a_server_with_its_input_closed_is_started_again(gateway: RunningGateway) -> None:
-    await configure(gateway, "closes_stdin")
-    assert "result" in await call(gateway)
-    assert (await call(gateway))["error"]["message"] == "server 'bad' closed its stdin"
-    assert "result" in await call(gateway)
-    assert gateway.status()["bad"]["restarts"] == 1
+@pytest.mark.parametrize("way", ["closes_stdout", "closes_stdin"])
+async def test_a_server_that_cannot_be_talked_to_any_more_is_started_again(gateway: RunningGateway, way: str) -> None:
+    await configure(gateway, way)
+    assert "error" in await call(gateway)
+    status = (await asyncio.to_thread(gateway.status, BOUND_S))["bad"]
+    assert (status["state"], status["restarts"], status["tools"]) == ("ready", 1, 1)
 
 
 async def test_answers_with_ids_nobody_used_are_passed_over(gateway: RunningGateway) -> None:

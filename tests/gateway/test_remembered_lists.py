@@ -156,6 +156,16 @@ async def test_a_remembered_server_that_fails_is_off_the_list_and_its_calls_tell
     assert (status["state"], status["listed"], status["tools"]) == ("failed", False, 0)
 
 
+@pytest.mark.parametrize("name", ["t one", "t_one", "owner_repo_t_one"])
+async def test_a_failed_server_is_known_by_every_name_its_tools_may_have_had(
+    gateway: RunningGateway, name: str
+) -> None:
+    gateway.configure({"owner/repo": {"transport": bad("exits"), "remembered": {"tools": [tool("t one")]}}})
+    async with gateway.client("legacy") as client:
+        with pytest.raises(MCPError, match="server 'owner/repo' exited with code 3"):
+            await client.call_tool(name, {})
+
+
 async def test_a_lazy_server_runs_from_its_first_call_on(gateway: RunningGateway) -> None:
     entry = {"transport": echo(), "start": "lazy", "remembered": {"tools": [tool("echo")]}}
     status = gateway.configure({"echo": entry})["echo"]

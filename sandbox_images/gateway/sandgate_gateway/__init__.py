@@ -6,8 +6,9 @@ only ids, names, colliding URIs, progress tokens and the envelope of an era are 
 Module map, from the outside in:
 
     __main__                 the process: two ports, one event loop
+    lean_uvicorn, one_write  the HTTP server, without what is not needed of it
     control                  the control door: configuration, state, requests from the workspace
-    configuration            what PUT /config says, checked and frozen
+    configuration, fields    what PUT /config says, checked and frozen
     configuration_requests   what the workspace asks of the control plane
     gateway                  builds the parts below
     asgi, security, sse      the little of HTTP that is needed
@@ -18,12 +19,14 @@ Module map, from the outside in:
         listening, fanout, subscriptions     changes and updates, to whoever wants them
         calls                from a request to the server that answers it, and back
         reply                JSON or event stream
-    aggregate                one server made of all: names, lists, capabilities
-    naming, uris, rewriting, cursors, headers, redaction     pure rules
+    aggregate, routes        one server made of all: names, lists, capabilities
+    discovery, tool_search   three tools instead of all
+    naming, tool_rules, uris, rewriting, cursors, headers, redaction, allowance     pure rules
     eras/                    outgoing requests, the probe, translation off the diagonal
     servers/                 fleet, server (life of one), catalogue (its lists)
-    upstreams/               connections: stdio, door (workspace and socket), http; correlation
-    jsonrpc, framing, protocol, callers      what everything above shares
+    upstreams/               connections: stdio, door (workspace and socket), http, sse_connection
+                             correlation (whose message is whose), addresses (where remote servers may be)
+    jsonrpc, framing, protocol, lists, callers      what everything above shares
 """
 
 __version__ = "0.1.0"

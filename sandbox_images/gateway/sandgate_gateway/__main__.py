@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -10,14 +11,14 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-import uvicorn.config
-import uvicorn.server
 import uvloop
 
+from sandgate_gateway import lean_uvicorn
 from sandgate_gateway.asgi import Receive, Scope, Send
 from sandgate_gateway.configuration_requests import ConfigurationRequests
 from sandgate_gateway.control import ControlEndpoint
 from sandgate_gateway.gateway import Gateway
+from sandgate_gateway.one_write import OneWriteProtocol
 
 KEEP_ALIVE_S = 75
 """Longer than the edge keeps a connection it does not use, so that it is never the gateway that closes one."""
@@ -25,10 +26,10 @@ KEEP_ALIVE_S = 75
 SHUTDOWN_GRACE_S = 3
 
 
-class Server(uvicorn.server.Server):
+class Server(lean_uvicorn.Server):
     """uvicorn without its signal handling and without its clock: a sandbox that does nothing should use no CPU."""
 
-    def __init__(self, config: uvicorn.config.Config) -> None:
+    def __init__(self, config: lean_uvicorn.Config) -> None:
         super().__init__(config)
         self._stopped = asyncio.Event()
 
@@ -61,9 +62,9 @@ async def serve(options: argparse.Namespace, token: str) -> None:
     sockets = [_listen(options.host, port) for port in (options.mcp_port, options.control_port)]
     gateway = Gateway(Path(options.data_dir), own_users=options.server_users == "own")
     control = ControlEndpoint(gateway, ConfigurationRequests(), token)
-    config = uvicorn.config.Config(
+    config = lean_uvicorn.Config(
         Ports(gateway, control, sockets[1].getsockname()[1]),
-        http="httptools",
+        http=OneWriteProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -137,6 +138,7 @@ def main() -> None:
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    gc.freeze()  # what was imported lives as long as the process: no collection need look at it again
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(options, _read_token(options.control_token_file)))
 

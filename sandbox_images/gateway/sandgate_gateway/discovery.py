@@ -3,7 +3,6 @@
 `search_tools` finds tools by words, `describe_tools` gives their full definitions, `call_tool` calls one of them.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -154,6 +153,8 @@ class Discovery:
             raise RpcError(INVALID_PARAMS, f"the argument names of {DESCRIBE} must be a list of 1 to {MAX_DESCRIBED}")
         unknown = [str(name) for name in names if str(name) not in self._by_name]
         if unknown:
+            import difflib  # noqa: PLC0415 (costs memory that most sandboxes need not pay)
+
             near = difflib.get_close_matches(unknown[0], self._by_name, n=3, cutoff=0.5)
             hint = f" Did you mean {', '.join(near)}?" if near else f" Find names with {SEARCH}."
             return _failure(f"There is no tool {unknown[0]!r}.{hint}")

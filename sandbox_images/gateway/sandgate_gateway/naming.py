@@ -47,6 +47,11 @@ def expose(
                 forms[item] += 1
 
 
+def usual_names(item: Item, name: str) -> tuple[str, str]:
+    """What an item is called if nothing unusual collides: its own name, or that with the server's in front."""
+    return _own(item, name), _prefixed(item, name)
+
+
 def _own(item: Item, name: str) -> str:
     return _clean(name, item)
 

@@ -69,15 +69,15 @@ class Routes:
                 name: server
                 for server in self._servers
                 for own in server.catalogue.former_items(kind)
-                for name in (own, f"{server.name}_{own}")
+                for name in (own, *_usual_names(kind, server, own))
             }
         return self._missing[kind].get(key)
 
     def hiding_server(self, tool: str) -> Server | None:
         """The server that has this tool but whose rules take it away in this sandbox."""
         for server in self._servers:
-            for own in (tool, tool.removeprefix(f"{server.name}_")):
-                if own in server.catalogue.items("tools") and not server.definition.tools.has(own):
+            for own in server.catalogue.items("tools"):
+                if not server.definition.tools.has(own) and tool in _usual_names("tools", server, own):
                     return server
         return None
 
@@ -104,6 +104,11 @@ class Routes:
         if self.uris.is_identity:
             return item
         return rewrite_ui_resource(item, lambda uri: self.uris.expose(server.name, uri))
+
+
+def _usual_names(kind: Kind, server: Server, own: str) -> tuple[str, str]:
+    name = server.definition.tools.name_of(own) if kind == "tools" else own
+    return naming.usual_names((server.name, own), name)
 
 
 def _prompts_of(server: Server) -> dict[str, Item]:

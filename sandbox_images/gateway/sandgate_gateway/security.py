@@ -9,6 +9,7 @@ attacker's. On the loopback interface only local programs connect, so there Host
 import hmac
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 
 from sandgate_gateway.asgi import HttpError
 
@@ -26,17 +27,23 @@ def check_bearer(header: str | None, tokens: Iterable[str]) -> str:
 
 
 def check_browser(
-    *, origin: str | None, host: str | None, server_address: str | None, public_hosts: Iterable[str]
+    *, origin: str | None, host: str | None, server_address: str | None, public_hosts: tuple[str, ...]
 ) -> None:
     """Raises: HttpError 403 for a foreign Origin, 421 for a foreign Host on the loopback interface."""
-    if origin is not None and not is_trusted_host(_host_of_origin(origin), public_hosts):
+    if origin is not None and not _is_origin_trusted(origin, public_hosts):
         raise HttpError(403, "Requests from pages of this Origin are not accepted.")
-    if (
-        host is not None
-        and is_loopback(server_address or "")
-        and not is_trusted_host(_without_port(host), public_hosts)
-    ):
+    if host is not None and not _is_host_served(host, server_address or "", public_hosts):
         raise HttpError(421, "This Host is not served here.")
+
+
+@lru_cache(maxsize=64)
+def _is_origin_trusted(origin: str, public_hosts: tuple[str, ...]) -> bool:
+    return is_trusted_host(_host_of_origin(origin), public_hosts)
+
+
+@lru_cache(maxsize=64)
+def _is_host_served(host: str, server_address: str, public_hosts: tuple[str, ...]) -> bool:
+    return not is_loopback(server_address) or is_trusted_host(_without_port(host), public_hosts)
 
 
 def is_trusted_host(host: str, public_hosts: Iterable[str]) -> bool:

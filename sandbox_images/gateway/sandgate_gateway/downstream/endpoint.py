@@ -1,6 +1,7 @@
 """The MCP endpoint: `/mcp` and `/health` as a raw ASGI application. Decides which era a request is of."""
 
 import logging
+from functools import lru_cache
 
 import orjson
 
@@ -26,6 +27,8 @@ from sandgate_gateway.security import check_bearer, check_browser
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 4 * 1024 * 1024
+
+_JSON, _EVENT_STREAM = "application/json", "text/event-stream"
 
 
 class McpEndpoint:
@@ -67,7 +70,7 @@ class McpEndpoint:
             case "GET" | "DELETE" if is_modern:
                 raise HttpError(405, "This protocol version only knows POST.", {"Allow": "POST"})
             case "GET":
-                if not _accepts(headers, "text/event-stream"):
+                if _EVENT_STREAM not in _accepted(headers.get("accept")):
                     raise HttpError(406, "GET needs a client that accepts text/event-stream.")
                 await self._legacy.get(headers, token, receive, send)
             case "DELETE":
@@ -76,9 +79,9 @@ class McpEndpoint:
                 raise HttpError(405, "The MCP endpoint knows POST, GET and DELETE.", ALLOW)
 
     async def _post(self, headers: Headers, token: str, is_modern: bool, receive: Receive, send: Send) -> None:
-        if not (_accepts(headers, "application/json") and _accepts(headers, "text/event-stream")):
+        if len(_accepted(headers.get("accept"))) < 2:
             raise HttpError(406, "The client must accept application/json and text/event-stream.")
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
             raise HttpError(415, "The body must be application/json.")
         body = await read_body(receive, headers, MAX_BODY)
         try:
@@ -119,13 +122,14 @@ def _has_modern_envelope(message: dict[str, object]) -> bool:
     return isinstance(meta, dict) and META_PROTOCOL_VERSION in meta
 
 
-def _accepts(headers: Headers, media_type: str) -> bool:
-    """An absent Accept accepts everything (RFC 9110, 12.5.1)."""
-    accept = headers.get("accept")
+@lru_cache(maxsize=64)
+def _accepted(accept: str | None) -> frozenset[str]:
+    """Which of the two media types of this endpoint a client takes. An absent Accept takes both (RFC 9110, 12.5.1)."""
+    both = frozenset({_JSON, _EVENT_STREAM})
     if accept is None:
-        return True
+        return both
     ranges = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    return not ranges.isdisjoint({media_type, f"{media_type.partition('/')[0]}/*", "*/*"})
+    return frozenset(kind for kind in both if ranges & {kind, f"{kind.partition('/')[0]}/*", "*/*"})
 
 
 async def _health(method: str, send: Send) -> None:

@@ -64,7 +64,8 @@ class ModernCaller(Caller):
         self.log_level = log_level
         self.progress_token = progress_token
         self.reply = reply
-        self.asked = asyncio.Event()
+        self.asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once there are questions for the client."""
         self.questions: dict[str, tuple[dict[str, Any], asyncio.Future[Any]]] = {}
         self._method = method
         self._count = 0
@@ -83,11 +84,15 @@ class ModernCaller(Caller):
         key = f"input-{self._count}"
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.questions[key] = (input_request(method, params), answer)
-        self.asked.set()
+        self.has_asked()
         try:
             return await answer
         finally:
             self.questions.pop(key, None)
+
+    def has_asked(self) -> None:
+        if not self.asked.done():
+            self.asked.set_result(None)
 
 
 class Call:
@@ -99,13 +104,10 @@ class Call:
 
     async def outcome(self) -> Result | None:
         """The result; None as long as there are open questions for the client. Raises: RpcError."""
-        asked = asyncio.create_task(self.caller.asked.wait())
-        try:
-            await asyncio.wait((self.task, asked), return_when=asyncio.FIRST_COMPLETED)
-            if not self.task.done():
-                await asyncio.wait((self.task,), timeout=_TOGETHER_S)
-        finally:
-            asked.cancel()
+        either: tuple[asyncio.Future[Any], ...] = (self.task, self.caller.asked)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not self.task.done():
+            await asyncio.wait((self.task,), timeout=_TOGETHER_S)
         if not self.task.done():
             return None
         return self._judge()
@@ -161,13 +163,13 @@ class Parking:
             raise RpcError(INVALID_PARAMS, "unknown or expired requestState")
         responses = params.get("inputResponses")
         call, _ = self._take(ticket)
-        call.caller.asked.clear()
+        call.caller.asked = asyncio.get_running_loop().create_future()
         for key, response in responses.items() if isinstance(responses, dict) else ():
             found = call.caller.questions.get(key)
             if found is not None and not found[1].done():
                 found[1].set_result(response)
         if any(not answer.done() for _, answer in call.caller.questions.values()):
-            call.caller.asked.set()  # what is still open is asked again
+            call.caller.has_asked()  # what is still open is asked again
         return call
 
     def close(self) -> None:

@@ -10,6 +10,8 @@ from sandgate_gateway.sse import KEEP_ALIVE, encode_event, encode_priming
 KEEP_ALIVE_S = 15.0
 """Between comments on a silent stream: proxies close idle connections after 30 to 60 s."""
 
+WATCH_AFTER_S = 0.05
+
 MAX_EVENTS = 1024
 """Kept per stream, sent ones included; the oldest go first. A client that reads nothing loses the oldest."""
 
@@ -165,22 +167,17 @@ class Reply:
     ) -> None:
         """Send the answer. After `patience_s` without one, or with the first event, it becomes an event stream.
         `on_disconnect` is called if the client goes away before it has the answer."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(patience_s, self._decide)
-        gone: asyncio.Future[None] | None = None
+        watch = _Watch(receive, self._decide) if on_disconnect is not None else None
+        timer = asyncio.get_running_loop().call_later(patience_s, self._decide)
         try:
-            if on_disconnect is not None:
-                gone = asyncio.ensure_future(_disconnected(receive))
-                await asyncio.wait((self._decided, gone), return_when=asyncio.FIRST_COMPLETED)
-                if not self._decided.done():
-                    on_disconnect()
-                    return
-            else:
-                await self._decided
+            await self._decided
         finally:
             timer.cancel()
-            if gone is not None:
-                gone.cancel()
+            if watch is not None:
+                watch.close()
+        if watch is not None and on_disconnect is not None and watch.is_gone and self._answer is None:
+            on_disconnect()
+            return
         if self._answer is not None:
             status, body = self._answer
             await respond(send, status, body, headers)
@@ -193,6 +190,30 @@ class Reply:
     def _decide(self) -> None:
         if not self._decided.done():
             self._decided.set_result(None)
+
+
+class _Watch:
+    """Notices that the client goes away, from WATCH_AFTER_S on: most answers are there before."""
+
+    def __init__(self, receive: Receive, gone: Callable[[], None]) -> None:
+        self._receive = receive
+        self._gone = gone
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+        self.is_gone = False
+
+    def close(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="watch for the client's disconnect")
+
+    async def _run(self) -> None:
+        await _disconnected(self._receive)
+        self.is_gone = True
+        self._gone()
 
 
 async def _disconnected(receive: Receive) -> None:

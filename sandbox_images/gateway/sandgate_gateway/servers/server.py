@@ -150,6 +150,7 @@ class Server:
                     how = await connection.wait_ended()
                 finally:
                     self.connection = None
+                    self.state = "starting"
                     self._settled.clear()
                     self._disconnected.set()
                     await connection.close()
@@ -157,7 +158,6 @@ class Server:
                     backoff = FIRST_BACKOFF_S
                 self.message = self.redact(how)
                 logger.warning("server %s %s and is restarted", self.name, self.message)
-                self.state = "starting"
             self.restarts += 1
             self._changed()
             await asyncio.sleep(backoff)

@@ -11,6 +11,7 @@ import aiohttp
 from aiohttp.resolver import ThreadedResolver
 
 from sandgate_gateway import jsonrpc
+from sandgate_gateway.allowance import MESSAGE_COST, Allowance
 from sandgate_gateway.framing import MAX_MESSAGE
 from sandgate_gateway.jsonrpc import RpcError
 from sandgate_gateway.protocol import INTERNAL_ERROR
@@ -124,12 +125,16 @@ async def messages(response: aiohttp.ClientResponse, position: StreamPosition | 
         if not _is_event_stream(response):
             yield _incoming(await _body(response))
             return
+        unasked = Allowance()
         async for event in events(response):
             if position is not None:
                 position.last_event_id = event.identifier or position.last_event_id
                 position.retry_ms = event.retry_ms if event.retry_ms is not None else position.retry_ms
             if event.data:
-                yield _incoming(event.data)
+                incoming = _incoming(event.data)
+                yield incoming
+                if "method" in incoming.message and (pause := unasked.spend(MESSAGE_COST + len(event.data))):
+                    await asyncio.sleep(pause)
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[Event]:
