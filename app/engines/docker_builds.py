@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 TRANSFER_S = 1800
 """The engine answers nothing while it copies or commits a whole image; a client for builds has to wait that long."""
+_QUICK_S = 60
+"""For what copies nothing; a shutdown waits no longer for an engine that hangs."""
 _PREPARE_WAIT_S = 30
 _PREPARE_POLL_S = 0.1
 _CHUNK = 1024 * 1024
@@ -60,7 +62,8 @@ class DockerBuilds:
         self._prefix = f"sandgate-build-{installation}-"
 
     async def find_image(self, image: str) -> ImageFacts | None:
-        return await self._client.call(lambda api: _find_image(api, image), doing=f"look for image {image}")
+        doing = f"look for image {image}"
+        return await self._client.call(lambda api: _find_image(api, image), doing=doing, timeout_s=_QUICK_S)
 
     async def pull(self, image: str, login: RegistryLogin | None = None) -> None:
         name, tag = _split(image)
@@ -118,7 +121,7 @@ class DockerBuilds:
                 if name.startswith(f"{repository}:")
             ]
 
-        return await self._client.call(listing, doing=f"list images of {repository}")
+        return await self._client.call(listing, doing=f"list images of {repository}", timeout_s=_QUICK_S)
 
     async def remove_containers(self) -> None:
         def remove(api: docker.APIClient) -> None:
@@ -145,14 +148,17 @@ class DockerBuilds:
         """Whatever its state, and once more when no thread can have made it meanwhile."""
 
         async def remove() -> None:
-            await self._client.call(lambda api: remove_container(api, container), doing=f"remove {container}")
+            await self._client.call(
+                lambda api: remove_container(api, container), doing=f"remove {container}", timeout_s=_QUICK_S
+            )
 
         await remove()
         if pending := [future for future in under_way if not future.done()]:
-            await asyncio.wait(pending)
+            await asyncio.wait(pending, timeout=_QUICK_S)
             await remove()
         for future in under_way:
-            future.exception()  # whoever waited for it may be gone; nobody is left to hear of it
+            # Whoever waited for it may be gone; nobody is left to hear of it.
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     # What follows runs in a thread.
 

@@ -39,12 +39,14 @@ class InMemoryBuilds:
         self._images = images
         self._answer = answer
         self._under_way = 0
+        self._ids: dict[str, str] = {}
+        """Of images with several names; that of another one is made of its name."""
 
     async def find_image(self, image: str) -> ImageFacts | None:
         await self._answer(f"look for image {image}")
         if image not in self._images:
             return None
-        return ImageFacts(image_id=f"sha256:{image}", env={}, labels=self.labels.get(image, {}))
+        return ImageFacts(image_id=self._id(image), env={}, labels=self.labels.get(image, {}))
 
     async def pull(self, image: str, login: RegistryLogin | None = None) -> None:
         await self._answer(f"pull image {image}")
@@ -55,9 +57,10 @@ class InMemoryBuilds:
 
     async def run(self, step: BuildStep, on_output: OnOutput) -> int:
         await self._answer(f"make a container of build {step.build_id}")
-        below = self._images.get(step.image.removeprefix("sha256:"))
+        below = next((name for name in self._images if step.image in (name, self._id(name))), None)
         if below is None:
             raise ImageMissing(step.image)
+        files, labels = self._images[below], self.labels.get(below, {})
         self.steps.append(step)
         self._under_way += 1
         try:
@@ -66,8 +69,8 @@ class InMemoryBuilds:
         finally:
             self._under_way -= 1
         if code == 0 and step.result is not None:
-            self._images[step.result.name] = below
-            self.labels[step.result.name] = self.labels.get(step.image.removeprefix("sha256:"), {})
+            self._images[step.result.name] = files
+            self.labels[step.result.name] = labels
         return code
 
     async def name_image(self, image: str, name: str) -> None:
@@ -75,6 +78,7 @@ class InMemoryBuilds:
         if image not in self._images:
             raise ImageMissing(image)
         self._images[name] = self._images[image]
+        self._ids[name] = self._id(image)
         self.labels[name] = self.labels.get(image, {})
 
     async def images(self, repository: str) -> list[NamedImage]:
@@ -92,3 +96,6 @@ class InMemoryBuilds:
     def is_idle(self) -> bool:
         """Whether no step's container is there."""
         return self._under_way == 0
+
+    def _id(self, image: str) -> str:
+        return self._ids.get(image, f"sha256:{image}")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.engines.builds import Builds, BuildStep, RegistryLogin, Result, Tree
+from app.engines.builds import Builds, BuildStep, ImageFacts, ImagePullError, RegistryLogin, Result, Tree
 from app.engines.interface import File, Limits
 from app.errors import EngineError, ImageMissing
 from app.templates.build_log import BuildLog
@@ -81,6 +81,7 @@ class BaseImages:
         self._layers = layers
         self._settings = settings
         self._runtime_lock = asyncio.Lock()
+        self._private_pull_lock = asyncio.Lock()
 
     async def named(self, name: str, login: RegistryLogin | None, *, build_id: str, force: bool, log: BuildLog) -> Base:
         """From an image on the engine, one from a registry, or what an alias leads to. Raises: EngineError."""
@@ -91,16 +92,42 @@ class BaseImages:
             log.say(f"{name} is {alias} here")
         image = alias or name
         facts = await self._builds.find_image(image)
-        if facts is None or (force and login is not None):
-            log.say(f"pulling {image}")
-            await self._builds.pull(image, login)
-            facts = await self._builds.find_image(image)
-            if facts is None:
-                raise EngineError(f"Image {image} was pulled and is not on the engine.")
+        if facts is None and login is not None:
+            image, facts = await self._pull_for_oneself(image, login, log)
+        elif facts is None or (force and alias is None):
+            facts = await self._pull(image, login, log, instead=facts)
         label, workspace = _WORKSPACE_LABEL
         if facts.labels.get(label) == workspace:
             return Base(image=image, key=facts.image_id, env=facts.env)
         return await self._equipped(image, facts.image_id, facts.env, build_id=build_id, force=force, log=log)
+
+    async def _pull(
+        self, image: str, login: RegistryLogin | None, log: BuildLog, *, instead: ImageFacts | None
+    ) -> ImageFacts:
+        """Fetch an image; where that fails, `instead` is what there is. Raises: EngineError."""
+        log.say(f"pulling {image}")
+        try:
+            await self._builds.pull(image, login)
+        except ImagePullError as error:
+            if instead is None:
+                raise
+            log.say(f"{error} Using the one that is here.", "warn")
+            return instead
+        facts = await self._builds.find_image(image)
+        if facts is None:
+            raise EngineError(f"Image {image} was pulled and is not on the engine.")
+        return facts
+
+    async def _pull_for_oneself(self, image: str, login: RegistryLogin, log: BuildLog) -> tuple[str, ImageFacts]:
+        """Fetch what takes credentials, and take its name away again: others have to show theirs."""
+        async with self._private_pull_lock:
+            facts = await self._pull(image, login, log, instead=None)
+            key = layer_key("pulled", facts.image_id)
+            private = self._layers.name(key)
+            await self._builds.name_image(image, private)
+            await self._layers.made(key)
+            await self._layers.forget_name(image)
+        return private, facts
 
     async def ready_made(self, image: str | None, *, runs: Runs, has_gateway: bool) -> Base:
         """From a template's image, or the workspace image for None. Raises: ImageMissing."""

@@ -67,14 +67,16 @@ class BuildLog:
         finally:
             writing.cancel()
             await asyncio.wait([writing])
+            if not writing.cancelled():
+                writing.exception()  # what it could not write is written now, or raises once more
             await self.flush()
 
     async def flush(self) -> None:
         async with self._flush_lock:
-            if lines := self._waiting:
-                self._waiting = []
+            if lines := tuple(self._waiting):
                 await self._store.add_log(self._build_id, self._written, lines)
                 self._written += len(lines)
+                del self._waiting[: len(lines)]
 
     async def _write_regularly(self) -> None:
         while True:

@@ -127,6 +127,12 @@ class Builder:
     # -- one build --------------------------------------------------------------------------------------------------
 
     async def _build(self, job: _Job) -> None:
+        try:
+            await self._carry_out(job)
+        except Exception:  # noqa: BLE001 - a database that is away for a while must not end the other builds
+            _log.exception("template_build_not_recorded", build_id=job.build.id)
+
+    async def _carry_out(self, job: _Job) -> None:
         log = BuildLog(self._store, job.build.id, self._now)
         async with self._places:
             await self._store.mark_building(job.build.id)

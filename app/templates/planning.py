@@ -27,6 +27,7 @@ SETTLE_S = 10
 _MOST_STEPS = 500
 
 _FILES_HASH = re.compile(r"[0-9a-f]{64}")
+_MODE = re.compile(r"0?[0-7]{3,4}")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _PULL = re.compile(r"mcp-gateway pull((?: +[\w./-]+)+) *")
 _PRIVATE = re.compile(r"sandgate(-[a-z0-9-]+)?/")
@@ -91,6 +92,10 @@ def check_request(request: BuildRequest) -> None:
             raise InvalidRequest(f"steps.{number}: {step.kind} lacks an argument.")
         if step.kind == "COPY" and not (step.files_hash and _FILES_HASH.fullmatch(step.files_hash)):
             raise InvalidRequest(f"steps.{number}: COPY needs filesHash, a SHA-256 in lower-case hexadecimal.")
+        if step.kind == "COPY" and len(step.args) > 3 and step.args[3] and not _MODE.fullmatch(step.args[3]):
+            raise InvalidRequest(f"steps.{number}: the mode of COPY must be octal, such as 0755.")
+        if step.kind == "ENV" and any(not name or "=" in name for name in step.args[::2]):
+            raise InvalidRequest(f"steps.{number}: ENV has a name that no variable can have.")
         if any("\0" in argument for argument in step.args):
             raise InvalidRequest(f"steps.{number}: an argument holds a NUL character.")
 
@@ -191,9 +196,11 @@ def _plan_step(number: str, step: Step, runs: Runs, image_env: Mapping[str, str]
             action = {"do": "workdir", "path": directory, "user": runs.user}
         case _:
             name = step.args[0]
-            after = replace(runs, user=name.partition(":")[0])
+            user, _, _ = name.partition(":")
+            user = "root" if user == "0" else user
+            after = replace(runs, user=user)
             title, failing = f"USER {name}", "failed to create user"
-            action = {"do": "user", "name": name}
+            action = {"do": "user", "name": user}
     return PlannedStep(
         name=number,
         title=title,

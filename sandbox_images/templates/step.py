@@ -49,7 +49,7 @@ def main() -> None:
         else:
             shutil.rmtree(folder)
             do[step["do"]](step)
-    except (RefusedError, accounts.UnknownAccountError, OSError) as error:
+    except (RefusedError, accounts.UnknownAccountError, OSError, ValueError) as error:
         refuse(str(error))
 
 
@@ -72,7 +72,9 @@ def run(step: Step) -> None:
 
 
 def make_user(step: Step) -> None:
-    accounts.make(step["name"].partition(":")[0])
+    if step["name"].isdecimal():
+        raise RefusedError(f"USER {step['name']}: give the name of the user instead of its number")
+    accounts.make(step["name"])
 
 
 def make_workdir(step: Step) -> None:

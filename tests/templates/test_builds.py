@@ -446,3 +446,27 @@ async def test_a_full_disk_while_uploading_keeps_nothing(templates: TemplateServ
     with pytest.raises(OutOfSpace, match="No space left"):
         await templates.receive_files("a" * 64, **link, body=cut_short())
     assert all_bytes_in(tmp_path / "template-files") == b""
+
+
+async def test_what_was_fetched_with_credentials_is_for_nobody_else(
+    templates: TemplateService, engine: InMemoryEngine, team: str, other_team: str
+) -> None:
+    engine.builds.registry["registry.corp/tool:2"] = {}
+    login = RegistryLogin(username="ann", password="open-sesame-1234")
+    first = await build(templates, team, "web", request(from_image="registry.corp/tool:2", login=login))
+    assert first.status is BuildStatus.READY
+    assert not await engine.has_image("registry.corp/tool:2")
+    engine.builds.registry.clear()
+    theirs = await build(templates, other_team, "web", request(from_image="registry.corp/tool:2"))
+    assert theirs.status is BuildStatus.ERROR
+
+
+async def test_a_forced_build_fetches_what_is_new_and_does_with_what_is_here(
+    templates: TemplateService, engine: InMemoryEngine, team: str
+) -> None:
+    done = await build(templates, team, "web", request(from_image="debian:12", force=True))
+    assert done.status is BuildStatus.READY
+    assert engine.builds.logins == [None]
+    assert any("Using the one that is here" in line.message for line in await log_of(templates, team, done))
+    await build(templates, team, "web", request(from_image="ubuntu:22.04", force=True))
+    assert engine.builds.logins == [None]

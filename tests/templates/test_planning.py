@@ -48,6 +48,13 @@ def test_an_empty_user_of_a_run_is_the_current_one() -> None:
     assert planned.action["user"] == "user"
 
 
+@pytest.mark.parametrize(("name", "meant"), [("bob", "bob"), ("bob:staff", "bob"), ("0", "root"), ("0:0", "root")])
+def test_the_user_is_known_by_name(name: str, meant: str) -> None:
+    (planned,) = plan(step("USER", name))
+    assert planned.after.user == meant
+    assert planned.action == {"do": "user", "name": meant}
+
+
 def test_steps_are_numbered_from_one() -> None:
     assert [p.name for p in plan(step("RUN", "a"), step("RUN", "b"))] == ["1", "2"]
 
@@ -128,6 +135,9 @@ def test_an_unknown_user_is_told_in_the_words_of_the_contract() -> None:
         (BuildRequest(from_image="a", steps=(step("ENV", "A"),)), "steps.1"),
         (BuildRequest(from_image="a", steps=(step("COPY", "a", "b"),)), "filesHash"),
         (BuildRequest(from_image="a", steps=(step("COPY", "a", "b", files_hash="../x"),)), "filesHash"),
+        (BuildRequest(from_image="a", steps=(step("COPY", "a", "b", "", "rwx", files_hash=HASH),)), "octal"),
+        (BuildRequest(from_image="a", steps=(step("ENV", "A=B", "1"),)), "variable"),
+        (BuildRequest(from_image="a", steps=(step("ENV", "", "1"),)), "variable"),
         (BuildRequest(from_image="a", steps=(step("RUN", "x\0y"),)), "NUL"),
         (BuildRequest(from_image="a", steps=(step("RUN", "x"),) * 501), "500"),
     ],
