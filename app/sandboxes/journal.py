@@ -98,7 +98,7 @@ class Journal:
             .order_by(sandbox_events.c.at.desc(), sandbox_events.c.id.desc())
             .limit(MOST_ENTRIES)
         )
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return [
             LogEntry(
@@ -113,7 +113,7 @@ class Journal:
     async def is_of(self, team_id: str, sandbox_id: str) -> bool:
         """Whether the team has, or in the last days had, this sandbox."""
         query = select(sandboxes.c.id).where(sandboxes.c.id == sandbox_id, sandboxes.c.team_id == team_id)
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return (await connection.execute(query)).first() is not None
 
     async def _write(self) -> None:

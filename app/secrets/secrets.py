@@ -97,7 +97,7 @@ class Secrets:
 
     async def get(self, team_id: str, key: str) -> Secret:
         """By id or name. Raises: NotFound, also for another team's secret."""
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             row = (await connection.execute(select(secrets).where(_is(team_id, key)))).mappings().one_or_none()
         return _found(row, key)
 
@@ -106,7 +106,7 @@ class Secrets:
         query = select(secrets).where(secrets.c.team_id == team_id).order_by(secrets.c.name).limit(limit + 1)
         if after is not None:
             query = query.where(secrets.c.name > _name_in(after))
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             found = [_secret(row) for row in (await connection.execute(query)).mappings()]
         return Page(found[:limit], _token_of(found[limit - 1].name) if len(found) > limit else None)
 

@@ -86,12 +86,12 @@ class Volumes:
     async def list(self, team_id: str) -> list[Volume]:
         """The team's volumes, oldest first."""
         query = select(volumes).where(volumes.c.team_id == team_id).order_by(volumes.c.created_at, volumes.c.id)
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return [self._volume(row) for row in (await connection.execute(query)).mappings()]
 
     async def get(self, team_id: str, volume_id: str) -> Volume:
         """Raises: NotFound, also for another team's volume."""
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             query = select(volumes).where(volumes.c.id == volume_id, volumes.c.team_id == team_id)
             row = (await connection.execute(query)).mappings().one_or_none()
         if row is None:
@@ -109,7 +109,7 @@ class Volumes:
 
     async def admit(self, volume_id: str, token: str | None) -> None:
         """Let the holder of a volume's token at its content. Raises: Unauthorized, whether or not there is a volume."""
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             query = select(volumes.c.token_encrypted).where(volumes.c.id == volume_id)
             encrypted = (await connection.execute(query)).scalar_one_or_none()
         expected = new_token() if encrypted is None else str(self._vault.decrypt(encrypted))
@@ -126,7 +126,7 @@ class Volumes:
         paths = check_mount_paths([path for _, path in wanted])
         names = {name for name, _ in wanted}
         query = select(volumes.c.name, volumes.c.id).where(volumes.c.team_id == team_id, volumes.c.name.in_(names))
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             id_of = {row.name: row.id for row in await connection.execute(query)}
         if missing := sorted(names - id_of.keys()):
             raise NotFound(f"volumeMounts: there is no volume {missing[0]!r}. POST /volumes makes one.")
