@@ -29,7 +29,6 @@ from app.errors import EngineError, PodGone
 
 _CHECK_TIMEOUT_S = 5
 _HALT_GRACE_S = 2
-_SNAPSHOT_S = 600
 _SWEEPS = 10
 """Rounds of a stop. Two are the rule; more while the engine still carries out what a killed control plane began."""
 
@@ -58,6 +57,7 @@ class DockerEngine:
         self._runtime = runtime
         self._client = DockerClient(base_url=base_url, max_workers=max_workers, timeout_s=timeout_s)
         self._helpers = HelperContainers(self._client, installation)
+        self._guard_image = guard_image
         self._networks = DockerNetworks(
             self._client,
             self._helpers,
@@ -68,12 +68,9 @@ class DockerEngine:
         self._volumes = DockerVolumes(self._client, self._helpers, installation, image=guard_image)
         self._starts: dict[str, PodStart] = {}
         self.jobs = DockerJobs(self._client, self._helpers, self._networks, installation, image=guard_image)
-        self.builds = DockerBuilds(
-            DockerClient(base_url=base_url, max_workers=max_workers, timeout_s=TRANSFER_S),
-            self._networks,
-            installation,
-            runtime=runtime,
-        )
+        self._slow_client = DockerClient(base_url=base_url, max_workers=max_workers, timeout_s=TRANSFER_S)
+        """For calls that move whole images."""
+        self.builds = DockerBuilds(self._slow_client, self._networks, installation, runtime=runtime)
 
     async def check(self) -> EngineInfo:
         version = await self._client.call(
@@ -216,6 +213,10 @@ class DockerEngine:
                 await wake(docker_pods.container_name(pod_id, container.role), container.state)
         return await self._whole_pod(pod_id)
 
+    async def set_boot_id(self, pod_id: str, role: str, boot_id: str) -> None:
+        name = docker_pods.container_name(pod_id, role)
+        await self._helpers.set_boot_id(self._guard_image, name, boot_id, doing=f"give {name} a boot id")
+
     async def snapshot(self, pod_id: str, role: str, image: str) -> None:
         name, _, tag = image.partition(":")
 
@@ -226,7 +227,7 @@ class DockerEngine:
             except NotFound:
                 raise PodGone(pod_id) from None
 
-        await self._client.call(commit, doing=f"save the files of {role} in pod {pod_id}", timeout_s=_SNAPSHOT_S)
+        await self._slow_client.call(commit, doing=f"save the files of {role} in pod {pod_id}")
 
     async def remove_image(self, image: str) -> bool:
         def remove(api: docker.APIClient) -> bool:

@@ -14,6 +14,7 @@ import docker
 from docker.errors import APIError, NotFound
 from docker.types import Mount
 
+from app.engines import boot_id as boot_id_program
 from app.engines.docker_client import DockerClient
 from app.errors import EngineError
 
@@ -40,6 +41,12 @@ class HelperContainers:
         """
         return await self._client.call(
             lambda api: self._run_on_host(api, image, script, environment, doing=doing), doing=doing, image=image
+        )
+
+    async def set_boot_id(self, image: str, container: str, boot_id: str, *, doing: str) -> None:
+        """Let the processes of a running container read another kernel boot id. Raises: EngineError."""
+        await self._client.call(
+            lambda api: self._set_boot_id(api, image, container, boot_id, doing=doing), doing=doing, image=image
         )
 
     async def read_file(self, image: str, path: str) -> bytes:
@@ -83,6 +90,30 @@ class HelperContainers:
                 pids_limit=64,
             ),
         }
+        return self._run(api, image, arguments, doing=doing)
+
+    def _set_boot_id(self, api: docker.APIClient, image: str, container: str, boot_id: str, *, doing: str) -> None:
+        process = str(api.inspect_container(container)["State"]["Pid"])
+        arguments: dict[str, Any] = {
+            "entrypoint": ["python3", "-IS", "-c", boot_id_program.PROGRAM, process, boot_id],
+            "user": "0:0",
+            "host_config": api.create_host_config(
+                pid_mode="host",
+                network_mode="none",
+                userns_mode="host",
+                cap_drop=["ALL"],
+                cap_add=list(boot_id_program.CAPABILITIES),
+                # The engine's profile for containers forbids to mount.
+                security_opt=["apparmor=unconfined", "no-new-privileges"],
+                read_only=True,
+                tmpfs={"/run": "size=64k"},
+                mem_limit="64m",
+                pids_limit=16,
+            ),
+        }
+        self._run(api, image, arguments, doing=doing)
+
+    def _run(self, api: docker.APIClient, image: str, arguments: Mapping[str, Any], *, doing: str) -> str:
         with self._container(api, image, arguments) as helper:
             api.start(helper)
             code = api.wait(helper, timeout=_TIMEOUT_S)["StatusCode"]

@@ -102,6 +102,11 @@ class InMemoryEngine:
     async def resume(self, pod_id: str) -> Pod:
         return self._seen(await self._move(pod_id, {"paused": "running", "exited": "running", "created": "running"}))
 
+    async def set_boot_id(self, pod_id: str, role: str, boot_id: str) -> None:
+        pod = await self._move(pod_id, {})
+        if pod.statuses[role].state != "running":
+            raise EngineError(f"Container {role} of pod {pod_id} does not run.")
+
     async def snapshot(self, pod_id: str, role: str, image: str) -> None:
         pod = await self._move(pod_id, {})
         spec = next(container for container in pod.spec.containers if container.role == role)

@@ -195,6 +195,14 @@ class Engine(Protocol):
         """Let a paused or halted pod run again. After a halt its address may be another one. Raises: PodGone."""
         ...
 
+    async def set_boot_id(self, pod_id: str, role: str, boot_id: str) -> None:
+        """Let the processes of a running container read `boot_id` (a UUID) as the kernel's, until it ends.
+
+        So that programs which tell boots apart by it see one after a halt. Raises: EngineError, also where the engine's
+        host cannot do that; nothing else is the worse for it.
+        """
+        ...
+
     async def snapshot(self, pod_id: str, role: str, image: str) -> None:
         """Keep a container's files, as they are at one moment, as an image of that name.
 

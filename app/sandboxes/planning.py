@@ -159,7 +159,7 @@ def plan_sandbox(
         deadline_s += max((server["startTimeoutS"] for server in gateway.servers), default=0.0)
     return SandboxPlan(
         containers=containers,
-        egress=request.network.allow_internet_access,
+        egress=request.network.allow_internet_access or bool(request.network.allow_out),
         egress_rules=request.network.egress,
         gateway=gateway,
         deadline_s=deadline_s,

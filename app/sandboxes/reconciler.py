@@ -9,6 +9,7 @@ of it, so no pod can be without one.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -210,6 +211,13 @@ class Reconciler:
         self._take_up(live)
         return live
 
+    async def _renew_boot_id(self, pod: PodRecord) -> None:
+        try:
+            await self._engine.set_boot_id(pod.id, _WORKSPACE, str(uuid.uuid4()))
+        except EngineError as error:
+            # Kernels before 5.2 and engines without root cannot; whoever does not ask for it misses nothing.
+            _log.warning("boot_id_not_renewed", pod_id=pod.id, reason=str(error))
+
     async def _adopt(self, sandbox: Sandbox, pod: PodRecord, seen: Pod | None) -> None:
         """Take up a sandbox that an earlier control plane, or this one, left as its row says."""
         await self._enforce(sandbox, pod)
@@ -292,6 +300,7 @@ class Reconciler:
             servers: tuple[ServerStatus, ...] = ()
             if mode is PauseMode.FILESYSTEM:
                 await self._enforce(sandbox, pod)  # its address may be another one
+                await self._renew_boot_id(pod)
                 servers = await self._starter.configure(sandbox, pod, self._gateway_of(sandbox))
             running = await self._publish(sandbox, pod, timeout_s=timeout_s)
         except PodGone as error:

@@ -55,8 +55,12 @@ def test_a_pause_of_the_files_boots_anew(create: Create) -> None:
     sandbox.files.write("kept.txt", "kept")
     process = sandbox.commands.run("exec -a forgotten sleep 1000", background=True)
     assert process.pid
-    sandbox.pause(keep_memory=False)
-    again = Sandbox.connect(sandbox.sandbox_id)
+    boot_ids = [sandbox.commands.run(BOOT_ID).stdout]
+    for _ in range(2):
+        sandbox.pause(keep_memory=False)
+        again = Sandbox.connect(sandbox.sandbox_id)
+        boot_ids.append(again.files.read(BOOT_ID.removeprefix("cat ")))
+    assert len(set(boot_ids)) == 3
     assert again.files.read("kept.txt") == "kept"
     assert again.commands.run("pgrep -f ^forgotten || echo $A").stdout == "b\n"
 

@@ -314,3 +314,17 @@ async def test_reading_a_file_follows_links_and_leaves_no_container(docker_subje
 async def test_a_directory_is_not_read_as_a_file(docker_subject: DockerSubject) -> None:
     with pytest.raises(EngineError, match="not a regular file"):
         await docker_subject.engine.read_file(docker_subject.image, "/etc")
+
+
+async def test_a_container_reads_the_boot_id_it_is_given(docker_subject: DockerSubject) -> None:
+    boot_id = "9a3e1d7c-0000-4000-8000-000000000002"
+    read = ("cat", "/proc/sys/kernel/random/boot_id")
+    await docker_subject.engine.start(
+        pod("boot", container(docker_subject.image, "a"), container(docker_subject.image, "b"))
+    )
+    await docker_subject.engine.set_boot_id("boot", "a", boot_id)
+    assert await docker_subject.output_of("boot", "a", *read) == boot_id
+    assert await docker_subject.output_of("boot", "b", *read) != boot_id
+    assert await docker_subject.output_of("boot", "a", "cat", "/proc/sys/kernel/random/uuid") != boot_id
+    code, _ = await docker_subject.run("boot", "a", ["umount", "/proc/sys/kernel/random/boot_id"], user="root")
+    assert code != 0

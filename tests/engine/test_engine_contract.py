@@ -202,6 +202,14 @@ async def test_a_halted_pod_runs_again(subject: Subject) -> None:
     assert await subject.engine.observe() == {"halt": resumed}
 
 
+async def test_a_boot_id_needs_a_container_that_runs(subject: Subject) -> None:
+    await subject.engine.start(pod("boot", container(subject.image)))
+    await subject.engine.set_boot_id("boot", "only", "9a3e1d7c-0000-4000-8000-000000000001")
+    await subject.engine.halt("boot")
+    with pytest.raises(EngineError):
+        await subject.engine.set_boot_id("boot", "only", "9a3e1d7c-0000-4000-8000-000000000001")
+
+
 async def test_a_pod_that_lost_a_container_cannot_be_paused_halted_or_resumed(subject: Subject) -> None:
     await subject.engine.start(pod("torn", container(subject.image, "a"), container(subject.image, "b")))
     await subject.remove_container("torn", "b")

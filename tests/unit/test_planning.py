@@ -274,3 +274,10 @@ def test_a_server_given_inline_needs_no_catalog(catalog: Catalog) -> None:
 def test_a_key_of_the_catalog_cannot_be_given_inline(catalog: Catalog) -> None:
     with pytest.raises(InvalidRequest, match="time"):
         plan(catalog, template="base", mcp={"time": {"command": "sh"}})
+
+
+def test_a_sandbox_that_may_reach_some_hosts_only_has_a_way_out(catalog: Catalog) -> None:
+    some = NetworkRules(allow_internet_access=False, allow_out=("10.0.0.0/8",))
+    planned = plan(catalog, template="base", network=some)
+    assert planned.egress
+    assert planned.egress_rules == some.egress
