@@ -1,9 +1,9 @@
 """The program that gives the processes of one container another kernel boot id.
 
-A container has the boot id of its host, `/proc/sys` is read-only to it, and container runtimes mount nothing into `/proc`.
-So a helper with rights that no sandbox has mounts a file over that one: it clones its own file into a mount that belongs
-to no path (`open_tree`), enters the container's mount namespace and attaches it there (`move_mount`). Nothing of the
-container's files is run or read. Linux 5.2 or later; see open_tree(2) and move_mount(2).
+A container has the boot id of its host, `/proc/sys` is read-only to it, and container runtimes mount nothing into
+`/proc`. So a helper with rights that no sandbox has mounts a file over that one: it clones its own file into a mount
+that belongs to no path (`open_tree`), enters the container's mount namespace and attaches it there (`move_mount`).
+Nothing of the container's files is run or read. Linux 5.2 or later; see open_tree(2) and move_mount(2).
 """
 
 from __future__ import annotations
