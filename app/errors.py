@@ -14,6 +14,7 @@
     │   └── OutOfSpace           507
     └── EngineError                   from an engine to the reconciler
         ├── EngineUnavailable         the engine does not answer
+        │   └── EngineNotPrepared     it has not been made ready for pods in this process
         ├── ImageMissing              an image is not on the engine
         ├── PodGone                   a pod, or a container of it, is not there any more
         ├── EngineOutOfSpace          the engine's disk is full
@@ -98,6 +99,13 @@ class EngineError(SandgateError):
 
 class EngineUnavailable(EngineError):
     """The engine does not answer; the same call may succeed later."""
+
+
+class EngineNotPrepared(EngineUnavailable):
+    """The networks that confine pods are not known to be there yet; they soon are, if the engine answers."""
+
+    def __init__(self) -> None:
+        super().__init__("The sandboxes' networks are not prepared yet.")
 
 
 class ImageMissing(EngineError):

@@ -25,9 +25,7 @@ from app.engines.network_guard import AllowedTarget, GuardNames, HostFacts
 from app.engines.pod_addresses import PodAddresses, split_subnet
 from app.engines.pod_rules import PodRules
 from app.engines.pod_ruleset import HostView
-from app.errors import EngineError
-
-_NOT_PREPARED = "The sandboxes' networks are not prepared yet."
+from app.errors import EngineNotPrepared
 
 
 class DockerNetworks:
@@ -78,7 +76,7 @@ class DockerNetworks:
         if not egress:
             return network
         if self._addresses is None:
-            raise EngineError(_NOT_PREPARED)
+            raise EngineNotPrepared
         return replace(network, address=self._addresses.take(pod_id))
 
     async def set_rules(self, address: IPv4Address, rules: EgressRules) -> None:
@@ -94,9 +92,9 @@ class DockerNetworks:
             self._addresses.release(pod_id)
 
     def for_pod(self, *, egress: bool) -> PodNetwork:
-        """With any address. Raises: EngineError before `prepare`, so that no pod ever starts unguarded."""
+        """With any address. Raises: EngineNotPrepared before `prepare`, so that no pod ever starts unguarded."""
         if self._sysctls is None:
-            raise EngineError(_NOT_PREPARED)
+            raise EngineNotPrepared
         if egress:
             return PodNetwork(self._names.egress_network, self._sysctls)
         # Up to Engine 26.0 name queries leave even an internal network when the host's resolver is on its loopback

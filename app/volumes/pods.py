@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import httpx
 import structlog
 
-from app.engines.interface import ContainerSpec, Engine, File, Limits, PodSpec, VolumeMount
-from app.errors import EngineError
+from app.engines.interface import ContainerSpec, Engine, File, Limits, Pod, PodSpec, VolumeMount
+from app.errors import EngineError, EngineNotPrepared
 from app.ids_and_time import new_pod_id, new_token
 from app.sandboxes.planning import AGENT_TOKEN_FILE
 from app.sandboxes.pod_clients import AGENT_PORT
@@ -29,6 +29,8 @@ _LIMITS = Limits(memory_mib=256, cpus=2.0, pids=128)
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SYS_CHROOT")
 _START_DEADLINE_S = 60.0
 _LISTEN_DEADLINE_S = 15.0
+_PREPARE_WAIT_S = 20.0
+_PREPARE_POLL_S = 0.1
 _LOG_TAIL = 20
 _LAST_STOP_S = 5.0
 _POLL_S = 0.02
@@ -131,7 +133,7 @@ class VolumePods:
         self._starting.add(pod.pod_id)
         try:
             async with asyncio.timeout(_START_DEADLINE_S):
-                started = await self._engine.start(spec)
+                started = await self._started(spec)
                 if started.address is None:
                     raise EngineError(f"pod {pod.pod_id} was started and has no address.")
                 pod.address = started.address
@@ -143,6 +145,17 @@ class VolumePods:
             self._starting.discard(pod.pod_id)  # from here on the sweep takes it for a leftover, unless it is in use
         _log.info("volume_pod_started", volume_id=volume_id, pod_id=pod.pod_id)
         return pod
+
+    async def _started(self, spec: PodSpec) -> Pod:
+        """Soon after the start of this process the engine may still be being prepared, by the reconciler."""
+        give_up_at = asyncio.get_running_loop().time() + _PREPARE_WAIT_S
+        while True:
+            try:
+                return await self._engine.start(spec)
+            except EngineNotPrepared:
+                if asyncio.get_running_loop().time() > give_up_at:
+                    raise
+                await asyncio.sleep(_PREPARE_POLL_S)
 
     async def _until_listening(self, pod: VolumePod) -> None:
         """Raises: TimeoutError."""
