@@ -12,7 +12,7 @@ from pathlib import Path
 from app.errors import EngineError
 
 _FOLDERS = {
-    "base": ("base", "servers"),
+    "base": ("base",),
     "workspace": ("workspace",),
     "gateway": ("gateway", "stdio_bridge"),
 }

@@ -1,6 +1,6 @@
 """The sandbox images: how they are named after their sources, which of them the engine lacks, and building those.
 
-    base            Debian, Python, Node, uv, git and the baked MCP servers
+    base            Debian, Python, Node, uv and git
     ├── workspace   the agent, sudo, compilers
     └── gateway     the gateway, the stdio bridge
 

@@ -11,7 +11,7 @@ from app.engines.images import ImageTags, image_tags
 from app.errors import EngineError
 from app.settings import ROOT
 
-FOLDERS = ("base", "servers", "workspace", "gateway", "stdio_bridge")
+FOLDERS = ("base", "workspace", "gateway", "stdio_bridge")
 
 
 @pytest.fixture
@@ -38,7 +38,6 @@ ALL = {"base", "workspace", "gateway"}
     ("folder", "expected"),
     [
         ("base", ALL),
-        ("servers", ALL),
         ("workspace", {"workspace"}),
         ("gateway", {"gateway"}),
         ("stdio_bridge", {"gateway"}),
