@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, RowMapping, and_, delete, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database
@@ -39,6 +41,13 @@ class TemplateStore:
 
         A finished build gets its tags at once. Raises: InvalidRequest if the name belongs to another kind.
         """
+        try:
+            return await self._add_build(template, build)
+        except IntegrityError:
+            # Another request has just recorded a template of that name, which is found this time.
+            return await self._add_build(template, build)
+
+    async def _add_build(self, template: Template, build: Build) -> tuple[Template, Build]:
         async with self._database.transaction() as connection:
             known = await self._named(connection, template.team_id, template.name) if template.name else None
             if known is None:
@@ -262,12 +271,14 @@ class TemplateStore:
             return [LogLine(**row) for row in rows.mappings()]
 
     async def layer_used(self, image: str, now: datetime) -> None:
-        async with self._database.transaction() as connection:
-            changed = await connection.execute(
-                update(template_layers).where(template_layers.c.image == image).values(used_at=now)
-            )
-            if changed.rowcount == 0:
-                await connection.execute(insert(template_layers).values(image=image, used_at=now))
+        # Another build may record the same layer at the same moment, with the same outcome.
+        with suppress(IntegrityError):
+            async with self._database.transaction() as connection:
+                changed = await connection.execute(
+                    update(template_layers).where(template_layers.c.image == image).values(used_at=now)
+                )
+                if changed.rowcount == 0:
+                    await connection.execute(insert(template_layers).values(image=image, used_at=now))
 
     async def layers(self) -> dict[str, datetime]:
         """Image -> when a build last used it."""
@@ -292,7 +303,8 @@ class TemplateStore:
 
     async def _give_up(self, connection: AsyncConnection, images: Sequence[str]) -> None:
         """As layers that have not been used for ages."""
-        for image in images:
+        await connection.execute(delete(template_layers).where(template_layers.c.image.in_(images)))
+        for image in dict.fromkeys(images):
             await connection.execute(insert(template_layers).values(image=image, used_at=_AGES_AGO))
 
     async def _assign(self, connection: AsyncConnection, build: Build, tags: Iterable[str], now: datetime) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -144,3 +145,17 @@ async def test_spawns_and_layers_are_counted_up(store: TemplateStore, team: str)
     assert await store.layers() == {"l:1": NOW + timedelta(days=1)}
     await store.forget_layer("l:1")
     assert await store.layers() == {}
+
+
+async def test_a_name_that_two_requests_take_at_once_is_one_template(store: TemplateStore, team: str) -> None:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(store.add_build(template(team), build())) for _ in range(4)]
+    assert len({task.result()[0].id for task in tasks}) == 1
+    assert len({task.result()[1].id for task in tasks}) == 4
+
+
+async def test_a_layer_that_two_builds_use_at_once_is_recorded_once(store: TemplateStore) -> None:
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(store.layer_used("l:1", NOW))
+    assert await store.layers() == {"l:1": NOW}
