@@ -6,17 +6,35 @@ A template is named by its id, its name, or `<namespace>/<name>`; an encoded sla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
 
 from app.api.auth import CurrentTeam
 from app.api.dependencies import SettingsOfApiDep, TemplateServiceDep
 from app.api.errors import describe_errors
-from app.engines.builds import RegistryLogin
+from app.api.template_bodies import (
+    AliasAnswer,
+    AssignedTags,
+    AssignTags,
+    BuildInfo,
+    BuildLogs,
+    ChangedTemplate,
+    FailureReason,
+    FileUpload,
+    ListedBuild,
+    ListedTemplate,
+    LogEntry,
+    NewBuild,
+    NewBuildAnswer,
+    RemoveTags,
+    StartBuild,
+    Status,
+    TagAnswer,
+    TemplateChange,
+    TemplateDetail,
+)
 from app.errors import InvalidRequest
 from app.ids_and_time import rfc3339
 from app.templates.models import Build, BuildStatus, LogLine, TemplateView
@@ -25,7 +43,6 @@ from app.templates.service import LOG_PAGE
 
 _ENVD_VERSION = "0.6.13"
 _DISK_MB = 10240
-_Status = Literal["waiting", "building", "ready", "error"]
 
 router = APIRouter(tags=["templates"])
 
@@ -33,172 +50,6 @@ TemplateRef = Annotated[str, Path(alias="templateID")]
 TemplateAlias = Annotated[str, Path(alias="alias")]
 FilesHash = Annotated[str, Path(alias="hash")]
 BuildId = Annotated[str, Path(alias="buildID")]
-
-
-class _Wire(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
-
-
-class NewBuild(_Wire):
-    name: str | None = Field(None, description="`name` or `name:tag`.")
-    alias: str | None = Field(None, description="What older SDKs send instead of `name`.")
-    tags: list[str] | None = Field(None, max_length=100)
-    cpu_count: int | None = None
-    memory_mb: int | None = Field(None, alias="memoryMB")
-
-
-class NewBuildAnswer(_Wire):
-    template_id: str = Field(alias="templateID")
-    build_id: str = Field(alias="buildID")
-    public: bool
-    names: list[str]
-    tags: list[str]
-    aliases: list[str]
-
-
-class FileUpload(_Wire):
-    present: bool
-    url: str = Field(description="Where to PUT a tar of the files, with gzip or without; no API key is needed.")
-
-
-class StepBody(_Wire):
-    type: str
-    args: list[str] = Field(default_factory=list)
-    files_hash: str | None = None
-    force: bool | None = False
-
-
-class Registry(_Wire):
-    """Credentials for one pull of `fromImage`. They are not kept."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
-
-    type: Literal["registry", "aws", "gcp"]
-    username: str | None = None
-    password: str | None = Field(None, repr=False)
-    service_account_json: str | None = Field(None, repr=False)
-
-    def login(self) -> RegistryLogin:
-        """Raises: InvalidRequest."""
-        match self.type:
-            case "registry" if self.username is not None and self.password is not None:
-                return RegistryLogin(username=self.username, password=self.password)
-            case "gcp" if self.service_account_json is not None:
-                # https://cloud.google.com/artifact-registry/docs/docker/authentication#json-key
-                return RegistryLogin(username="_json_key", password=self.service_account_json)
-            case "aws":
-                raise InvalidRequest(
-                    "fromImageRegistry: keys of AWS are not exchanged for a registry token here. Use type registry with"
-                    " username AWS and the output of `aws ecr get-login-password` as password."
-                )
-            case _:
-                raise InvalidRequest(f"fromImageRegistry: credentials for type {self.type} are missing.")
-
-
-class StartBuild(_Wire):
-    from_image: str | None = None
-    from_template: str | None = None
-    from_image_registry: Registry | None = None
-    force: bool | None = False
-    steps: list[StepBody] | None = None
-    start_cmd: str | None = None
-    ready_cmd: str | None = None
-
-
-class LogEntry(_Wire):
-    timestamp: str
-    message: str
-    level: Literal["debug", "info", "warn", "error"]
-    step: str | None = None
-
-
-class FailureReason(_Wire):
-    message: str
-    step: str | None = Field(None, description="`base`, `finalize`, or the number of a step, counted from 1.")
-    log_entries: list[LogEntry]
-
-
-class BuildInfo(_Wire):
-    template_id: str = Field(alias="templateID")
-    build_id: str = Field(alias="buildID")
-    status: _Status
-    logs: list[str] = Field(default_factory=list, description="Always empty; see `logEntries`.")
-    log_entries: list[LogEntry]
-    reason: FailureReason | None = None
-
-
-class BuildLogs(_Wire):
-    logs: list[LogEntry]
-
-
-class AliasAnswer(_Wire):
-    template_id: str = Field(alias="templateID")
-    public: bool
-
-
-class AssignTags(_Wire):
-    target: str = Field(description="`name:tag` of the build.")
-    tags: list[str] = Field(max_length=100)
-
-
-class RemoveTags(_Wire):
-    name: str
-    tags: list[str] = Field(max_length=100)
-
-
-class AssignedTags(_Wire):
-    tags: list[str]
-    build_id: str = Field(alias="buildID")
-
-
-class TagAnswer(_Wire):
-    tag: str
-    build_id: str = Field(alias="buildID")
-    created_at: str
-
-
-class ListedTemplate(_Wire):
-    template_id: str = Field(alias="templateID")
-    build_id: str = Field(alias="buildID")
-    cpu_count: int
-    memory_mb: int = Field(alias="memoryMB")
-    disk_size_mb: int = Field(alias="diskSizeMB")
-    public: bool
-    aliases: list[str]
-    names: list[str]
-    created_at: str
-    updated_at: str
-    created_by: None
-    last_spawned_at: str | None
-    spawn_count: int
-    build_count: int
-    envd_version: str
-    build_status: _Status
-    is_default: bool
-
-
-class ListedBuild(_Wire):
-    build_id: str = Field(alias="buildID")
-    status: _Status
-    created_at: str
-    updated_at: str
-    finished_at: str | None = None
-    cpu_count: int
-    memory_mb: int = Field(alias="memoryMB")
-    disk_size_mb: int = Field(alias="diskSizeMB")
-    envd_version: str
-
-
-class TemplateDetail(ListedTemplate):
-    builds: list[ListedBuild]
-
-
-class TemplateChange(_Wire):
-    public: bool | None = None
-
-
-class ChangedTemplate(_Wire):
-    names: list[str]
 
 
 @router.post("/v3/templates", status_code=202, responses=describe_errors(400, 413))
@@ -447,5 +298,5 @@ def _entry(line: LogLine) -> LogEntry:
     return LogEntry(timestamp=rfc3339(line.at), message=line.message, level=line.level, step=line.step)
 
 
-def _status(status: BuildStatus) -> _Status:
+def _status(status: BuildStatus) -> Status:
     return status.value
