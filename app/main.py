@@ -83,14 +83,16 @@ def make_app(settings: Settings) -> Edge:
             store = Store(database, vault)
             blueprint = make_blueprint(settings, tags)
             gateways = GatewayClient(http)
+            journal = Journal(database, now=utc_now)
             template_store = TemplateStore(database, vault)
+            packages = make_packages(settings, engine, tags)
             templates = TemplateService(
                 store=template_store,
                 engine=engine,
                 uploads=Uploads(settings.home / "template-files", largest_mib=settings.upload_limit_mib, now=utc_now),
                 settings=_build_settings(settings, tags),
                 in_use=store.template_in_use,
-                server_images=lambda key: _images_of_server(key, catalog),
+                prepare_server=lambda key, report: _prepare_server(key, report, catalog, packages),
                 now=utc_now,
             )
             reconciler = Reconciler(
@@ -99,7 +101,8 @@ def make_app(settings: Settings) -> Edge:
                 agents=AgentClient(http),
                 gateways=gateways,
                 memory=ToolMemory(database, now=utc_now),
-                packages=make_packages(settings, engine, tags),
+                journal=journal,
+                packages=packages,
                 directory=directory,
                 catalog=catalog,
                 blueprint=blueprint,
@@ -128,7 +131,6 @@ def make_app(settings: Settings) -> Edge:
                     sandbox_size=(math.ceil(settings.cpus), settings.memory_mib),
                 ),
             )
-            journal = Journal(database, now=utc_now)
             metrics = Metrics(directory, http, now=utc_now)
             volume_pods = VolumePods(engine=engine, http=http, image=tags.workspace)
             api.state.resources = Resources(
@@ -320,11 +322,17 @@ def _build_settings(settings: Settings, tags: ImageTags) -> BuildSettings:
     )
 
 
-def _images_of_server(key: str, catalog: Catalog) -> tuple[str, ...]:
-    """What has to be on the engine for an MCP server. Raises: InvalidRequest for an unknown one."""
+async def _prepare_server(
+    key: str, report: Callable[[str], None], catalog: Catalog, packages: PackageStore
+) -> tuple[str, ...]:
+    """Install the package of an MCP server; the images it needs. Raises: InvalidRequest (unknown), EngineError."""
     check_known([key], catalog)
     definition = catalog.find(key)
-    return (definition.image,) if definition is not None and definition.image is not None else ()
+    if definition is None:
+        return ()
+    if definition.package is not None:
+        await packages.ensure(key, definition.package, report)
+    return (definition.image,) if definition.image is not None else ()
 
 
 async def _warm_plans(

@@ -14,7 +14,7 @@ from app.errors import InvalidRequest
 from app.settings import ROOT
 from app.templates import TemplateService
 from app.templates.base_images import BuildSettings, read_scripts
-from app.templates.builder import ServerImages
+from app.templates.builder import PrepareServer
 from app.templates.service import InUse
 from app.templates.store import TemplateStore
 from app.templates.uploads import Uploads
@@ -28,10 +28,11 @@ async def nobody(template_id: str) -> bool:
     return False
 
 
-def images_of_server(key: str) -> Sequence[str]:
-    """`shot` runs from an image, `time` needs none, others are unknown."""
+async def prepare_server(key: str, report: Callable[[str], None]) -> Sequence[str]:
+    """`shot` runs from an image, `time` is a package, others are unknown."""
     if key not in ("time", "shot"):
         raise InvalidRequest(f"there is no MCP server {key!r} in the catalog.")
+    report(f"{key} was asked for")
     return ["acme/shot:1"] if key == "shot" else []
 
 
@@ -42,7 +43,7 @@ def make_template_service(
     *,
     now: Callable[[], datetime],
     in_use: InUse = nobody,
-    server_images: ServerImages = images_of_server,
+    prepare: PrepareServer = prepare_server,
     timeout_s: float = 60,
 ) -> TemplateService:
     """`folder` holds the encryption key and what is uploaded."""
@@ -60,7 +61,7 @@ def make_template_service(
             scripts=read_scripts(ROOT / "sandbox_images" / "templates"),
         ),
         in_use=in_use,
-        server_images=server_images,
+        prepare_server=prepare,
         now=now,
     )
 

@@ -17,7 +17,7 @@ import structlog
 
 from app.engines.builds import BuildStep, Result, Upload
 from app.engines.interface import Engine, File, Limits
-from app.errors import EngineError, Problem
+from app.errors import EngineError, SandgateError
 from app.templates.base_images import (
     AGENT_PYTHON,
     ENTRYPOINT,
@@ -52,8 +52,11 @@ _YOUNG = timedelta(hours=1)
 
 Resolve = Callable[[str, str], Awaitable[ResolvedTemplate]]
 """Team and reference -> template."""
-ServerImages = Callable[[str], Sequence[str]]
-"""Key of an MCP server -> images it needs. Raises: Problem for an unknown one."""
+PrepareServer = Callable[[str, Callable[[str], None]], Awaitable[Sequence[str]]]
+"""Key of an MCP server, and who is told how it goes -> images it needs, once its package is installed.
+
+Raises: SandgateError, also for an unknown one.
+"""
 
 _log = structlog.get_logger()
 
@@ -74,7 +77,7 @@ class Builder:
         uploads: Uploads,
         settings: BuildSettings,
         resolve: Resolve,
-        server_images: ServerImages,
+        prepare_server: PrepareServer,
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
@@ -82,7 +85,7 @@ class Builder:
         self._uploads = uploads
         self._settings = settings
         self._resolve = resolve
-        self._server_images = server_images
+        self._prepare_server = prepare_server
         self._now = now
         self._layers = Layers(store, engine, namespace=settings.namespace, now=now)
         self._bases = BaseImages(engine.builds, self._layers, settings)
@@ -156,10 +159,8 @@ class Builder:
                 built = await self._steps(job, log)
         except TimeoutError:
             return _failed(job.build, f"The build took longer than {self._settings.timeout_s:g} s.", log)
-        except (StepFailedError, EngineError) as error:
+        except (StepFailedError, SandgateError) as error:
             return _failed(job.build, str(error), log)
-        except Problem as problem:
-            return _failed(job.build, problem.message, log)
         except Exception:  # noqa: BLE001 - one build that goes wrong must not end the others
             _log.exception("template_build_broke", build_id=job.build.id)
             return _failed(job.build, "An internal error, which is in the server's log.", log)
@@ -281,8 +282,7 @@ class Builder:
     async def _pull_servers(self, keys: Sequence[str], log: BuildLog) -> None:
         """There is no gateway in a build: what `mcp-gateway pull` does in a sandbox is done from outside."""
         for key in keys:
-            images = self._server_images(key)
-            for image in images:
+            for image in await self._prepare_server(key, log.say):
                 if await self._engine.builds.find_image(image) is None:
                     log.say(f"pulling {image} for MCP server {key}")
                     await self._engine.builds.pull(image)

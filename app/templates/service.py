@@ -13,7 +13,7 @@ from app.engines.interface import Engine
 from app.errors import InvalidRequest, NotFound
 from app.ids_and_time import new_template_id, rfc3339
 from app.templates.base_images import BuildSettings
-from app.templates.builder import Builder, ServerImages
+from app.templates.builder import Builder, PrepareServer
 from app.templates.models import (
     BUILT_IN,
     DEFAULT_TAG,
@@ -54,7 +54,7 @@ class TemplateService:
         uploads: Uploads,
         settings: BuildSettings,
         in_use: InUse,
-        server_images: ServerImages,
+        prepare_server: PrepareServer,
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
@@ -67,7 +67,7 @@ class TemplateService:
             uploads=uploads,
             settings=settings,
             resolve=self.resolve,
-            server_images=server_images,
+            prepare_server=prepare_server,
             now=now,
         )
         """Its `run` has to be running."""
