@@ -12,7 +12,7 @@ from app.engines.interface import Engine
 from app.errors import EngineError
 from app.home import HomeError, make_home
 from app.main import database_url, local_ca_file, make_catalog, make_engine, make_vault, sandbox_images
-from app.sandboxes.store import Store
+from app.secrets.at_rest import check_stored_secrets
 from app.settings import Settings, SettingsError
 from app.vault import VaultError
 
@@ -71,7 +71,7 @@ async def _database(settings: Settings) -> Finding:
         try:
             async with asyncio.timeout(10):
                 await database.migrate()
-                await Store(database, make_vault(settings)).check_secrets()
+                await check_stored_secrets(database, make_vault(settings))
         finally:
             await database.aclose()
     except VaultError as error:

@@ -22,6 +22,7 @@ from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Limits
 from app.packages import PackageLocks, PackageStore
 from app.sandboxes.directory import Directory
+from app.sandboxes.journal import Journal
 from app.sandboxes.models import CreateSandbox
 from app.sandboxes.planning import STDIO_BRIDGE, Blueprint, plan_sandbox
 from app.sandboxes.pod_clients import AgentClient, GatewayClient
@@ -63,6 +64,7 @@ class ControlPlane:
     catalog: Catalog
     catalog_importer: CatalogImporter
     templates: TemplateService
+    journal: Journal
     team_id: str
 
 
@@ -123,6 +125,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         directory = Directory()
         async with httpx.AsyncClient(transport=pods) as http:
             gateways = GatewayClient(http)
+            journal = Journal(database, now=clock)
             templates = make_template_service(
                 database, engine or shared_engine, tmp_path, now=clock, in_use=store.template_in_use
             )
@@ -132,6 +135,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 agents=AgentClient(http),
                 gateways=gateways,
                 memory=ToolMemory(database, now=clock),
+                journal=journal,
                 packages=PackageStore(
                     engine or shared_engine,
                     image=blueprint.workspace_image,
@@ -169,6 +173,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                         catalog=catalog,
                         catalog_importer=CatalogImporter(catalog, SourceStore(database), now=clock),
                         templates=templates,
+                        journal=journal,
                         team_id=team.id,
                     )
             finally:

@@ -14,6 +14,7 @@ from app.sandboxes.models import (
     CreateSandbox,
     Lifecycle,
     McpOptions,
+    MountedVolume,
     PauseMode,
     Sandbox,
     ServerStatus,
@@ -76,6 +77,11 @@ class McpOptionsBody(Wire):
         return McpOptions(**{**self.model_dump(), "tools": rules})
 
 
+class VolumeMountBody(Wire):
+    name: str = Field(max_length=128)
+    path: str = Field(max_length=4096, description="Absolute path in the workspace.")
+
+
 class AutoResumeBody(Wire):
     enabled: bool = False
 
@@ -105,10 +111,15 @@ class NewSandbox(Wire):
         examples=[{"time": {}, "git": {}}],
     )
     mcp_options: McpOptionsBody | None = None
+    volume_mounts: list[VolumeMountBody] | None = Field(None, description="Volumes by name, each at a path of its own.")
     iam: dict[str, Any] | None = None
 
-    def to_request(self, *, default_timeout_s: int) -> CreateSandbox:
-        """Raises: InvalidRequest, naming the field."""
+    def wanted_mounts(self) -> list[tuple[str, str]]:
+        """Name and path of each."""
+        return [(mount.name, mount.path) for mount in self.volume_mounts or ()]
+
+    def to_request(self, *, default_timeout_s: int, mounts: tuple[MountedVolume, ...] = ()) -> CreateSandbox:
+        """`mounts` are the volumes it wants. Raises: InvalidRequest, naming the field."""
         if self.iam:
             raise InvalidRequest("iam is not supported by this server: leave it out.")
         options = self.mcp_options or McpOptionsBody()
@@ -127,6 +138,7 @@ class NewSandbox(Wire):
                 pause_mode=PauseMode.MEMORY if keeps_memory else PauseMode.FILESYSTEM,
                 auto_resume=resumes,
             ),
+            mounts=mounts,
         )
 
 
@@ -250,6 +262,7 @@ class SandboxDetail(ListedSandbox):
     allow_internet_access: bool
     network: dict[str, Any]
     lifecycle: LifecycleAnswer
+    volume_mounts: list[VolumeMountBody]
     mcp: McpAccess | None = None
 
     @classmethod
@@ -264,6 +277,7 @@ class SandboxDetail(ListedSandbox):
             lifecycle=LifecycleAnswer(
                 on_timeout=sandbox.lifecycle.on_timeout, auto_resume=sandbox.lifecycle.auto_resume
             ),
+            volume_mounts=[VolumeMountBody(name=mount.name, path=mount.path) for mount in sandbox.mounts],
             mcp=McpAccess.of(view, settings),
         )
 

@@ -255,5 +255,5 @@ remembered_lists = Table(
     Column("lists", Text, nullable=False),
     Column("seen_at", Moment, nullable=False, index=True),
 )
-"""What an MCP server listed when it was last started: `lists` is the gateway's answer as it came, JSON. By team, because
-what a server lists may depend on whose credentials it has; `fingerprint` is the catalog's (`list_fingerprint`)."""
+"""What an MCP server listed when it was last started: `lists` is the gateway's answer as it came, JSON. By team,
+because it may depend on whose credentials the server has; `fingerprint` is the catalog's (`list_fingerprint`)."""

@@ -12,6 +12,15 @@ from app.sandboxes.network_rules import NetworkRules
 from app.templates import ResolvedTemplate
 
 
+@dataclass(frozen=True, slots=True)
+class MountedVolume:
+    """A volume and where a workspace has it."""
+
+    volume_id: str
+    name: str
+    path: str
+
+
 class Status(StrEnum):
     """Where a sandbox is. `target` holds RUNNING, PAUSED or STOPPED: where it should be."""
 
@@ -70,6 +79,7 @@ class CreateSandbox:
     """Server key -> its options, credentials among them. None: no gateway is asked for."""
     mcp_options: McpOptions = McpOptions()
     lifecycle: Lifecycle = Lifecycle()
+    mounts: tuple[MountedVolume, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +121,7 @@ class Sandbox:
     network: NetworkRules
     has_egress: bool
     """False: its pod was made without any way out, which no rule can change."""
+    mounts: tuple[MountedVolume, ...]
     has_gateway: bool
     cpus: int
     memory_mib: int

@@ -36,6 +36,8 @@ from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord
 from app.templates import ResolvedTemplate
 
 AGENT_TOKEN_FILE = "/run/sandgate/agent-control-token"
+VOLUME_LABEL = "volume"
+"""Of the pods that serve a volume's files (`app.volumes`); they belong to no sandbox and have no row."""
 GATEWAY_TOKEN_FILE = "/run/sandgate/gateway-control-token"
 STDIO_BRIDGE = "/opt/sandgate/stdio-bridge"
 """Where the gateway's image keeps the program that becomes the entrypoint of image servers."""
@@ -139,7 +141,7 @@ def plan_sandbox(
         ),
         new_privileges=True,
         capabilities=WORKSPACE_CAPABILITIES,
-        mounts=(STORE_MOUNT,),
+        mounts=(STORE_MOUNT, *(VolumeMount(volume=mount.volume_id, path=mount.path) for mount in request.mounts)),
     )
     gateway: GatewayPlan | None = None
     containers: tuple[ContainerSpec, ...] = (workspace,)

@@ -27,10 +27,11 @@ from app.sandboxes.directory import Directory
 from app.sandboxes.failures import death, engine_problem, sandbox_not_found, start_problem
 from app.sandboxes.gateway_requests import GatewayRequests
 from app.sandboxes.gateway_setup import GatewaySetup
+from app.sandboxes.journal import Journal, Level
 from app.sandboxes.models import LiveSandbox, McpOptions, PauseMode, PodRecord, Sandbox, ServerStatus, Status
 from app.sandboxes.moves import Moves
 from app.sandboxes.network_rules import NetworkRules
-from app.sandboxes.planning import Blueprint, GatewayPlan, SandboxPlan, plan_gateway
+from app.sandboxes.planning import VOLUME_LABEL, Blueprint, GatewayPlan, SandboxPlan, plan_gateway
 from app.sandboxes.pod_clients import AgentClient, GatewayClient
 from app.sandboxes.pod_starter import PodStarter
 from app.sandboxes.store import Store
@@ -63,6 +64,7 @@ class Reconciler:
         agents: AgentClient,
         gateways: GatewayClient,
         memory: ToolMemory,
+        journal: Journal,
         packages: PackageStore,
         directory: Directory,
         catalog: Catalog,
@@ -76,6 +78,7 @@ class Reconciler:
         self._store = store
         self._engine = engine
         self._agents = agents
+        self._journal = journal
         self._directory = directory
         self._catalog = catalog
         self._blueprint = blueprint
@@ -148,6 +151,7 @@ class Reconciler:
         (told to stop meanwhile).
         """
         self._warm_pool.asked(plan.recipe, pod)
+        self._journal.record(sandbox.id, f"Created from template {sandbox.template.name}.")
         return await self._moves.run(sandbox.id, lambda: self._start(sandbox, pod, plan), name="start")
 
     async def until_settled(self, sandbox_id: str) -> None:
@@ -166,6 +170,7 @@ class Reconciler:
             problem = start_problem(error, sandbox.id, plan)
             log = _log.warning if isinstance(error, SandgateError | TimeoutError) else _log.exception
             log("sandbox_failed", sandbox_id=sandbox.id, problem=type(problem).__name__, reason=problem.message)
+            self._journal.record(sandbox.id, f"Failed to start: {problem.message}", level=Level.ERROR)
             await self._store.ask_to_stop(sandbox.id, failure=problem.message)
             self.stop_soon(sandbox.id)
             raise problem from error
@@ -180,8 +185,16 @@ class Reconciler:
             warm=not is_cold,
             took_s=took_s,
         )
+        self._journal.record(sandbox.id, f"Started in {took_s} s.")
+        self._record_servers(sandbox.id, servers)
         self._learn_soon(live, plan.gateway)
         return BroughtUp(live, servers)
+
+    def _record_servers(self, sandbox_id: str, servers: Iterable[ServerStatus]) -> None:
+        for server in servers:
+            level = Level.ERROR if server.state == "failed" else Level.INFO
+            why = "" if server.message is None else f": {server.message}"
+            self._journal.record(sandbox_id, f"MCP server {server.name} is {server.state}{why}", level=level)
 
     def _learn_soon(self, live: LiveSandbox, gateway: GatewayPlan | None) -> None:
         """Remember what its servers list, for the next sandbox that has them."""
@@ -256,6 +269,7 @@ class Reconciler:
                     if await self._store.take_back_pause(sandbox_id):
                         self._take_up(live)
             raise engine_problem(error, f"Sandbox {sandbox_id} could not be paused") from error
+        self._journal.record(sandbox_id, f"Paused; what is kept: {mode}.")
         _log.info("sandbox_paused", sandbox_id=sandbox_id, mode=mode)
 
     async def _finish_pause(self, sandbox_id: str, mode: PauseMode) -> None:
@@ -314,6 +328,8 @@ class Reconciler:
                 with suppress(EngineError):
                     await self._finish_pause(sandbox_id, mode or PauseMode.MEMORY)
             raise engine_problem(error, f"Sandbox {sandbox_id} could not be resumed") from error
+        self._journal.record(sandbox_id, "Resumed.")
+        self._record_servers(sandbox_id, servers)
         _log.info("sandbox_resumed", sandbox_id=sandbox_id, mode=mode)
         return BroughtUp(running, servers)
 
@@ -334,6 +350,7 @@ class Reconciler:
                 )
             except SandgateError as error:
                 raise engine_problem(error, f"The MCP servers of sandbox {sandbox_id} could not be replaced") from error
+            self._record_servers(sandbox_id, servers)
             self._learn_soon(live, self._gateway_of(live.sandbox))
             return BroughtUp(live, servers)
 
@@ -394,6 +411,7 @@ class Reconciler:
         self._directory.remove(sandbox_id)
         if sandbox_id not in self._stopping:
             self._stopping.add(sandbox_id)
+            self._journal.record(sandbox_id, "Told to stop.")
             self._spawn(self._tear_down(sandbox_id), f"stop {sandbox_id}")
 
     async def _tear_down(self, sandbox_id: str) -> None:
@@ -416,6 +434,7 @@ class Reconciler:
                 await self._store.mark_stopped(sandbox_id, self._now())
         self._stopping.discard(sandbox_id)
         self._moves.forget(sandbox_id)
+        self._journal.record(sandbox_id, "Stopped.")
         _log.info("sandbox_stopped", sandbox_id=sandbox_id)
 
     # -- expiring ---------------------------------------------------------------------------------------------------
@@ -438,6 +457,7 @@ class Reconciler:
         for sandbox_id in await self._store.expired(self._now()):
             live = self._directory.find(sandbox_id)
             if live is None or live.sandbox.lifecycle.on_timeout == "kill":
+                self._journal.record(sandbox_id, "Its time is over.")
                 _log.info("sandbox_expired", sandbox_id=sandbox_id)
                 await self._store.ask_to_stop(sandbox_id)
                 self.stop_soon(sandbox_id)
@@ -506,6 +526,8 @@ class Reconciler:
                 _log.info("sandbox_adopted", sandbox_id=sandbox.id)
                 await self._adopt(sandbox, pod, seen)
         for pod_id in observed.keys() - recorded.keys():
+            if VOLUME_LABEL in observed[pod_id].labels:
+                continue  # the pod of a volume, which its own room looks after
             _log.warning("pod_without_row_removed", pod_id=pod_id)
             await self._engine.stop(pod_id)
         await self._warm_pool.sweep(recorded, observed)
@@ -538,6 +560,7 @@ class Reconciler:
             await self._finish_pause(sandbox_id, mode)
             return
         failure = death(sandbox_id, seen)
+        self._journal.record(sandbox_id, failure, level=Level.ERROR)
         _log.warning("sandbox_died", sandbox_id=sandbox_id, reason=failure)
         if await self._store.ask_to_stop(sandbox_id, failure=failure):
             self.stop_soon(sandbox_id)

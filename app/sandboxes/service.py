@@ -257,6 +257,7 @@ class SandboxService:
             mcp=source.secrets.mcp if source.has_gateway else None,
             mcp_options=source.secrets.mcp_options,
             lifecycle=source.lifecycle,
+            mounts=source.mounts,
         )
         template = replace(source.template, image=image)
         # Recorded before the image is made, so that it goes with them whatever happens.
@@ -304,6 +305,7 @@ class SandboxService:
             metadata=request.metadata,
             network=request.network,
             has_egress=plan.egress,
+            mounts=request.mounts,
             has_gateway=plan.gateway is not None,
             cpus=math.ceil(limits.cpus),
             memory_mib=limits.memory_mib,

@@ -17,6 +17,7 @@ from app.errors import Conflict
 from app.sandboxes.models import (
     Lifecycle,
     McpOptions,
+    MountedVolume,
     PauseMode,
     PodRecord,
     PodSecrets,
@@ -87,7 +88,7 @@ class Store:
                         metadata=dict(sandbox.metadata),
                         egress=sandbox.has_egress,
                         network=asdict(sandbox.network),
-                        volume_mounts=[],
+                        volume_mounts=[asdict(mount) for mount in sandbox.mounts],
                         has_gateway=sandbox.has_gateway,
                         cpus=sandbox.cpus,
                         memory_mib=sandbox.memory_mib,
@@ -369,30 +370,6 @@ class Store:
         row = (await connection.execute(claim)).mappings().one_or_none()
         return None if row is None else self._pod(row)
 
-    # -- encryption -------------------------------------------------------------------------------------------------
-
-    async def check_secrets(self) -> None:
-        """Raises: VaultError if something stored was encrypted with a key that the vault does not have."""
-        async with self._database.reading() as connection:
-            for table in (sandboxes, pods):
-                column = table.c.secrets_encrypted
-                for token in (await connection.execute(select(column).where(column.is_not(None)))).scalars():
-                    self._vault.decrypt(token)
-
-    async def renew_secrets(self) -> int:
-        """Encrypt everything stored anew with the vault's first key; the number of values."""
-        count = 0
-        async with self._database.transaction() as connection:
-            for table in (sandboxes, pods):
-                column = table.c.secrets_encrypted
-                rows = (await connection.execute(select(table.c.id, column).where(column.is_not(None)))).all()
-                for row_id, token in rows:
-                    await connection.execute(
-                        update(table).where(table.c.id == row_id).values(secrets_encrypted=self._vault.renew(token))
-                    )
-                count += len(rows)
-        return count
-
     # -- rows -------------------------------------------------------------------------------------------------------
 
     async def _update(self, sandbox_id: str, values: Mapping[str, Any], *conditions: ColumnElement[bool]) -> bool:
@@ -439,6 +416,7 @@ class Store:
             metadata=cast(Mapping[str, str], row["metadata"]),
             has_egress=row["egress"],
             network=_network_rules(row["network"]),
+            mounts=tuple(MountedVolume(**mount) for mount in row["volume_mounts"]),
             has_gateway=row["has_gateway"],
             cpus=row["cpus"],
             memory_mib=row["memory_mib"],

@@ -54,7 +54,6 @@ class ToolMemory:
         """In place of what was remembered before. `server` is its name, for people who look into the table."""
         if len(lists.content) > _LARGEST:
             return
-        self._keep(team_id, fingerprint, lists)
         now = self._now()
         table = remembered_lists
         async with self._database.transaction() as connection:
@@ -72,6 +71,7 @@ class ToolMemory:
                 )
             )
             await connection.execute(delete(table).where(table.c.seen_at < now - _KEEP))
+        self._keep(team_id, fingerprint, lists)
 
     def _keep(self, team_id: str, fingerprint: str, lists: Lists) -> None:
         self._recent[team_id, fingerprint] = lists

@@ -2,6 +2,6 @@
 
 from app.volumes.content import VolumeContent
 from app.volumes.pods import VolumePods
-from app.volumes.volumes import MountedVolume, Volume, Volumes
+from app.volumes.volumes import Volume, Volumes
 
-__all__ = ["MountedVolume", "Volume", "VolumeContent", "VolumePods", "Volumes"]
+__all__ = ["Volume", "VolumeContent", "VolumePods", "Volumes"]

@@ -17,12 +17,9 @@ import structlog
 from app.engines.interface import ContainerSpec, Engine, File, Limits, Pod, PodSpec, VolumeMount
 from app.errors import EngineError, EngineNotPrepared
 from app.ids_and_time import new_pod_id, new_token
-from app.sandboxes.planning import AGENT_TOKEN_FILE
+from app.sandboxes.planning import AGENT_TOKEN_FILE, VOLUME_LABEL
 from app.sandboxes.pod_clients import AGENT_PORT
 from app.volumes.failures import engine_errors_mapped
-
-VOLUME_LABEL = "volume"
-"""On every pod of this room, with the volume's id: the pods that no sandbox and no row belongs to."""
 
 _MOUNTED_AT = "/volume"
 _LIMITS = Limits(memory_mib=256, cpus=2.0, pids=128)

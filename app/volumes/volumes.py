@@ -16,6 +16,7 @@ from app.database.tables import volumes
 from app.engines.interface import Engine
 from app.errors import Conflict, InvalidRequest, NotFound, Unauthorized
 from app.ids_and_time import new_id, new_token
+from app.sandboxes.models import MountedVolume
 from app.vault import Vault
 from app.volumes.failures import engine_errors_mapped
 from app.volumes.mounts import check_mount_paths
@@ -30,15 +31,6 @@ class Volume:
     name: str
     token: str = field(repr=False)
     """Lets whoever has it at the content, and at nothing else."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountedVolume:
-    """A volume and where a workspace has it."""
-
-    volume_id: str
-    name: str
-    path: str
 
 
 async def forget_all_volumes(database: Database) -> None:

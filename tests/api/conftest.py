@@ -16,7 +16,6 @@ from app.api.dependencies import Parts, SettingsOfApi
 from app.api.resources import Resources
 from app.database import Database
 from app.engines.in_memory_engine import InMemoryEngine
-from app.sandboxes.journal import Journal
 from app.sandboxes.sandbox_logs import SandboxLogs
 from app.sandboxes.telemetry import Metrics
 from app.secrets import Secrets
@@ -35,14 +34,13 @@ async def resources(
     database, vault = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}"), Vault(tmp_path / "encryption-key")
     async with httpx.AsyncClient(transport=pods) as http:
         volume_pods = VolumePods(engine=engine, http=http, image="workspace:1")
-        journal = Journal(database, now=clock)
         yield Resources(
             volumes=Volumes(database=database, vault=vault, engine=engine, pods=volume_pods, now=clock),
             volume_content=VolumeContent(volume_pods, http),
             secrets=Secrets(database=database, vault=vault, now=clock),
             metrics=Metrics(control_plane.directory, http, now=clock),
-            journal=journal,
-            logs=SandboxLogs(journal, engine, control_plane.directory),
+            journal=control_plane.journal,
+            logs=SandboxLogs(control_plane.journal, engine, control_plane.directory),
         )
     await database.aclose()
 

@@ -210,3 +210,25 @@ async def test_traffic_that_is_not_public_has_a_token(api: httpx.AsyncClient, cl
     assert len(made["trafficAccessToken"]) == 64
     connected = await api.post(f"/v2/sandboxes/{made['sandboxID']}/connect", json={})
     assert connected.json()["trafficAccessToken"] == made["trafficAccessToken"]
+
+
+async def test_volumes_are_mounted_by_name(api: httpx.AsyncClient, engine: InMemoryEngine) -> None:
+    volume = (await api.post("/volumes", json={"name": "data"})).json()
+    mounts = [{"name": "data", "path": "/data"}]
+    made = await create(api, volumeMounts=mounts)
+    (pod_id,) = [pod_id for pod_id, pod in (await engine.observe()).items() if "volume" not in pod.labels]
+    mounted = {mount.path: mount.volume for mount in engine.spec_of(pod_id).containers[0].mounts}
+    assert mounted["/data"] == volume["volumeID"]
+    assert (await api.get(f"/sandboxes/{made['sandboxID']}")).json()["volumeMounts"] == mounts
+    missing = await api.post("/v2/sandboxes", json={"volumeMounts": [{"name": "other", "path": "/data"}]})
+    assert (missing.status_code, "'other'" in missing.json()["message"]) == (404, True)
+
+
+async def test_a_sandbox_has_a_log_of_its_life(api: httpx.AsyncClient) -> None:
+    made = await create(api, mcp={"time": {}})
+    path = f"/sandboxes/{made['sandboxID']}"
+    await api.post(f"{path}/pause")
+    async with asyncio.timeout(5):
+        while not (messages := [line["message"] for line in (await api.get(f"/v2{path}/logs")).json()["logs"]]):
+            await asyncio.sleep(0.01)
+    assert any("Created from template" in message for message in messages)

@@ -20,6 +20,7 @@ from app.ids_and_time import new_pod_id, new_sandbox_id
 from app.sandboxes.models import (
     Lifecycle,
     McpOptions,
+    MountedVolume,
     PauseMode,
     PodRecord,
     PodSecrets,
@@ -29,6 +30,7 @@ from app.sandboxes.models import (
 )
 from app.sandboxes.network_rules import NetworkRules
 from app.sandboxes.store import KeyUse, Store
+from app.secrets.at_rest import renew_stored_secrets
 from app.templates import ResolvedTemplate
 from app.vault import Vault
 
@@ -72,6 +74,7 @@ def make_sandbox(team_id: str) -> Sandbox:
         team_id=team_id,
         template=TEMPLATE,
         status=Status.STARTING,
+        mounts=(MountedVolume(volume_id="v1", name="data", path="/data"),),
         target=Status.RUNNING,
         created_at=NOW,
         started_at=NOW,
@@ -301,7 +304,7 @@ async def test_rotation_keeps_secrets_readable_and_drops_the_old_key(
     sandbox, pod = await insert_running(store, team_id)
     old_key = (tmp_path / "encryption-key").read_bytes()
     vault.add_key()
-    assert await store.renew_secrets() == 2
+    assert await renew_stored_secrets(database, vault) == 2
     vault.forget_old_keys()
     assert old_key.strip() not in (tmp_path / "encryption-key").read_bytes()
     fresh = Store(database, Vault(tmp_path / "encryption-key"))
