@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import docker
@@ -20,12 +21,12 @@ from app.engines.docker_client import DockerClient
 from app.engines.docker_helpers import HelperContainers, remove_container
 from app.engines.docker_jobs import DockerJobs
 from app.engines.docker_networks import DockerNetworks
-from app.engines.docker_pods import Attachment, PodNetwork
+from app.engines.docker_pods import Attachment, PodFrame, PodNetwork
 from app.engines.docker_volumes import DockerVolumes, check_volume, remove_volume
 from app.engines.interface import ContainerSpec, ContainerState, EgressRules, EngineInfo, Pod, PodSpec
 from app.engines.network_guard import AllowedTarget
 from app.engines.pod_start import PodStart
-from app.errors import EngineError, PodGone
+from app.errors import EngineError, EngineOutOfSpace, EngineUnavailable, ImageMissing, PodGone
 
 _CHECK_TIMEOUT_S = 5
 _HALT_GRACE_S = 2
@@ -92,6 +93,15 @@ class DockerEngine:
 
         return await self._client.call(inspect, doing=f"look for image {image}")
 
+    async def pin_image(self, image: str) -> str | None:
+        def pin(api: docker.APIClient) -> str | None:
+            try:
+                return docker_pods.pinned_name(image, api.inspect_image(image))  # type: ignore[no-untyped-call]  # stubs lack it
+            except ImageNotFound:
+                return None
+
+        return await self._client.call(pin, doing=f"look for image {image}")
+
     async def read_file(self, image: str, path: str) -> bytes:
         return await self._helpers.read_file(image, path)
 
@@ -107,6 +117,7 @@ class DockerEngine:
             start.end()
 
     async def _start(self, start: PodStart, spec: PodSpec, network: PodNetwork) -> Pod:
+        frame = PodFrame.of(self._installation, spec)
         owner, *others = spec.containers
         states, attachment = await self._found(start, spec)
         is_elsewhere = attachment is not None and not attachment.is_as(network)
@@ -116,21 +127,10 @@ class DockerEngine:
             states = {}
 
         async def make(container: ContainerSpec) -> None:
-            if states.get(container.role) not in ("running", "paused"):
-                made = container.role in states
-                await start.call(
-                    lambda api: self._make(api, spec, container, network, made=made),
-                    doing=f"create container {container.role}",
-                    image=container.image,
-                )
+            await self._make_unless_up(start, frame, container, states.get(container.role), network)
 
         async def run(container: ContainerSpec) -> None:
-            state = states.get(container.role)
-            name = docker_pods.container_name(spec.pod_id, container.role)
-            if state == "paused":
-                await start.call(lambda api: api.unpause(name), doing=f"unpause container {container.role}")
-            elif state != "running":
-                await start.call(lambda api: api.start(name), doing=f"start container {container.role}")
+            await self._run(start, container.role, states.get(container.role))
 
         async def confine() -> None:
             if network.address is not None:
@@ -146,6 +146,77 @@ class DockerEngine:
             await run(container)
         return await self._running(start, spec)
 
+    async def _make_unless_up(
+        self,
+        start: PodStart,
+        frame: PodFrame,
+        container: ContainerSpec,
+        state: ContainerState | None,
+        network: PodNetwork | None = None,
+    ) -> None:
+        """`state` is None for a container that is not there."""
+        if state not in ("running", "paused"):
+            await start.call(
+                lambda api: self._make(api, frame, container, network, made=state is not None),
+                doing=f"create container {container.role}",
+                image=container.image,
+            )
+
+    async def _run(self, start: PodStart, role: str, state: ContainerState | None) -> None:
+        name = docker_pods.container_name(start.pod_id, role)
+        if state == "paused":
+            await start.call(lambda api: api.unpause(name), doing=f"unpause container {role}")
+        elif state != "running":
+            await start.call(lambda api: api.start(name), doing=f"start container {role}")
+
+    async def attach(self, pod_id: str, containers: Sequence[ContainerSpec]) -> Mapping[str, str]:
+        while earlier := self._starts.get(pod_id):
+            await earlier.settled()
+        start = PodStart(self._client, pod_id, on_settled=lambda: self._forget(pod_id))
+        self._starts[pod_id] = start
+        refused: dict[str, str] = {}
+
+        async def add(frame: PodFrame, container: ContainerSpec, state: ContainerState | None) -> None:
+            try:
+                await self._make_unless_up(start, frame, container, state)
+                await self._run(start, container.role, state)
+            except (EngineUnavailable, EngineOutOfSpace, PodGone):
+                raise
+            except ImageMissing as error:
+                refused[container.role] = f"image {error.image} is not on the engine"
+            except EngineError as error:
+                refused[container.role] = str(error)
+
+        try:
+            listing = await start.call(lambda api: self._list(api, pod_id), doing="look for its containers")
+            frame = docker_pods.frame_from_listing(self._installation, listing)
+            if frame is None:
+                raise PodGone(pod_id)
+            seen = docker_pods.pods_from_listing(listing)[pod_id].containers
+            states: dict[str, ContainerState] = {one.role: one.state for one in seen if one.state != "absent"}
+            await _all_of(add(frame, container, states.get(container.role)) for container in containers)
+        finally:
+            start.end()
+        return refused
+
+    async def detach(self, pod_id: str, roles: Iterable[str]) -> None:
+        unwanted = set(roles)
+        listing = await self._client.call(lambda api: self._list(api, pod_id), doing=f"look at pod {pod_id}")
+        frame = docker_pods.frame_from_listing(self._installation, listing)
+        unwanted.difference_update(() if frame is None else frame.roles)
+
+        def remove(api: docker.APIClient, item: Mapping[str, Any]) -> None:
+            remove_container(api, item["Id"])
+            ours = set(self._pod_volumes(api, pod_id))
+            for volume in ours.intersection(docker_pods.volumes_of(item)):
+                remove_volume(api, volume)
+
+        await _all_of(
+            self._client.call(partial(remove, item=item), doing=f"remove a container of pod {pod_id}")
+            for item in listing
+            if item["Labels"].get(docker_pods.ROLE_LABEL) in unwanted
+        )
+
     async def _found(self, start: PodStart, spec: PodSpec) -> tuple[dict[str, ContainerState], Attachment | None]:
         """States by role of what there is of the pod, and where its first container is attached."""
         listing = await start.call(lambda api: self._list(api, spec.pod_id), doing="look for its containers")
@@ -159,7 +230,7 @@ class DockerEngine:
         pod = pods.get(spec.pod_id)
         if pod is None:
             raise EngineError(f"Pod {spec.pod_id} was removed by somebody else while it started.")
-        for container in pod.containers:
+        for container in pod.own:
             if container.state != "running":
                 code = "" if container.exit_code is None else f" (exit code {container.exit_code})"
                 raise EngineError(
@@ -349,23 +420,27 @@ class DockerEngine:
         return [volume["Name"] for volume in api.volumes(filters=filters)["Volumes"] or ()]
 
     def _make(
-        self, api: docker.APIClient, spec: PodSpec, container: ContainerSpec, network: PodNetwork, *, made: bool
+        self,
+        api: docker.APIClient,
+        frame: PodFrame,
+        container: ContainerSpec,
+        network: PodNetwork | None,
+        *,
+        made: bool,
     ) -> None:
         if not made:
             for mount in container.mounts:
                 if not mount.shared:
                     check_volume(api, self._installation, mount.volume)
             config = _image_config(api, container.image) if container.entrypoint_prefix else None
-            arguments = docker_pods.container_arguments(self._installation, spec, container, image_config=config)
-            host = docker_pods.host_arguments(
-                self._installation, spec, container, network=network, runtime=self._runtime
-            )
-            if container is spec.containers[0]:
+            arguments = docker_pods.container_arguments(frame, container, image_config=config)
+            host = docker_pods.host_arguments(frame, container, network=network, runtime=self._runtime)
+            if container.role == frame.owner and network is not None:
                 arguments |= docker_pods.networking_arguments(network)
             api.create_container(**arguments, host_config=api.create_host_config(**host))
         if container.files:
             # Also into one that was made earlier: that start may have ended before it came to the files.
-            name = docker_pods.container_name(spec.pod_id, container.role)
+            name = docker_pods.container_name(frame.pod_id, container.role)
             api.put_archive(name, "/", docker_pods.archive(container.files))
 
     def _remove_all(self, api: docker.APIClient, pod_id: str) -> None:

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Any
+from typing import Any, Self
 
 from docker.types import DriverConfig, LogConfig, Mount
 
@@ -39,6 +39,25 @@ _VOLUME_OPTIONS = {"type": "tmpfs", "device": "tmpfs", "o": "mode=1777,size=64m"
 _STATES: Mapping[str, ContainerState] = {"created": "created", "running": "running", "paused": "paused"}
 """Docker's other states (`restarting`, `removing`, `exited`, `dead`) have no process that serves."""
 _EXIT_CODE = re.compile(r"^Exited \((\d+)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class PodFrame:
+    """What every container of a pod is made with, those that are attached later too."""
+
+    installation: str
+    pod_id: str
+    roles: tuple[str, ...]
+    """Of the containers that the pod was started with; the first one owns the network namespace."""
+    labels: Mapping[str, str]
+
+    @classmethod
+    def of(cls, installation: str, spec: PodSpec) -> Self:
+        return cls(installation, spec.pod_id, tuple(container.role for container in spec.containers), spec.labels)
+
+    @property
+    def owner(self) -> str:
+        return self.roles[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +114,18 @@ def label_filter(installation: str, pod_id: str | None = None) -> dict[str, list
     return {"label": labels}
 
 
-def container_labels(installation: str, spec: PodSpec, role: str) -> dict[str, str]:
+def container_labels(frame: PodFrame, role: str) -> dict[str, str]:
     return {
-        INSTALLATION_LABEL: installation,
-        POD_LABEL: spec.pod_id,
+        INSTALLATION_LABEL: frame.installation,
+        POD_LABEL: frame.pod_id,
         ROLE_LABEL: role,
-        ROLES_LABEL: ",".join(container.role for container in spec.containers),
-        **{f"{SPEC_LABEL_PREFIX}{name}": value for name, value in spec.labels.items()},
+        ROLES_LABEL: ",".join(frame.roles),
+        **{f"{SPEC_LABEL_PREFIX}{name}": value for name, value in frame.labels.items()},
     }
 
 
 def container_arguments(
-    installation: str, spec: PodSpec, container: ContainerSpec, *, image_config: Mapping[str, Any] | None
+    frame: PodFrame, container: ContainerSpec, *, image_config: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Keyword arguments of `APIClient.create_container`, but for `host_config`.
 
@@ -121,14 +140,14 @@ def container_arguments(
         command = list(config.get("Cmd") or ()) if command is None else command
     return {
         "image": container.image,
-        "name": container_name(spec.pod_id, container.role),
+        "name": container_name(frame.pod_id, container.role),
         "command": command,
         "entrypoint": entrypoint,
         "environment": dict(container.env),
         "user": container.user,
         # Containers that join a namespace take its host name and may not set one.
-        "hostname": "sandbox" if container is spec.containers[0] else None,
-        "labels": container_labels(installation, spec, container.role),
+        "hostname": "sandbox" if container.role == frame.owner else None,
+        "labels": container_labels(frame, container.role),
         # The operator's own proxy settings, which may hold credentials, stay out.
         "use_config_proxy": False,
     }
@@ -143,15 +162,18 @@ def networking_arguments(network: PodNetwork) -> dict[str, Any]:
 
 
 def host_arguments(
-    installation: str, spec: PodSpec, container: ContainerSpec, *, network: PodNetwork, runtime: str | None
+    frame: PodFrame, container: ContainerSpec, *, network: PodNetwork | None, runtime: str | None
 ) -> dict[str, Any]:
-    """Keyword arguments of `APIClient.create_host_config`."""
-    owner = spec.containers[0]
-    if container is owner:
+    """Keyword arguments of `APIClient.create_host_config`. `network` is needed for the first container of the pod."""
+    if container.role == frame.owner and network is not None:
         attachment = attachment_arguments(network)
-    else:
+    elif container.has_network:
         # By name, which is known before the owner is made, and as good as its id: a new owner means a new pod.
-        attachment = {"network_mode": f"container:{container_name(spec.pod_id, owner.role)}"}
+        attachment = {"network_mode": f"container:{container_name(frame.pod_id, frame.owner)}"}
+    else:
+        attachment = {"network_mode": "none"}
+    if container.role not in frame.roles:
+        attachment["restart_policy"] = {"Name": "on-failure"}
     return {
         **attachment,
         **confinement(container.limits, container.capabilities, new_privileges=container.new_privileges),
@@ -161,10 +183,10 @@ def host_arguments(
             # Docker makes the volume with the first container that names it, so a volume of no container is a leftover.
             Mount(
                 target=path,
-                source=volume_name(spec.pod_id, volume),
+                source=volume_name(frame.pod_id, volume),
                 type="volume",
                 no_copy=True,
-                labels={INSTALLATION_LABEL: installation, POD_LABEL: spec.pod_id},
+                labels={INSTALLATION_LABEL: frame.installation, POD_LABEL: frame.pod_id},
                 driver_config=DriverConfig("local", _VOLUME_OPTIONS),
             )
             for volume, path in container.volumes.items()
@@ -172,7 +194,7 @@ def host_arguments(
         + [
             Mount(
                 target=mount.path,
-                source=lasting_volume_name(installation, mount),
+                source=lasting_volume_name(frame.installation, mount),
                 type="volume",
                 no_copy=True,
                 read_only=mount.read_only,
@@ -243,6 +265,19 @@ def attachments(listing: Sequence[Mapping[str, Any]]) -> dict[str, Attachment]:
     }
 
 
+def frame_from_listing(installation: str, listing: Sequence[Mapping[str, Any]]) -> PodFrame | None:
+    """Of the one pod whose containers these are; None unless there are any."""
+    labels = next((item["Labels"] for item in listing if ROLES_LABEL in (item["Labels"] or {})), None)
+    if labels is None:
+        return None
+    return PodFrame(installation, labels[POD_LABEL], tuple(labels[ROLES_LABEL].split(",")), _spec_labels(labels))
+
+
+def volumes_of(item: Mapping[str, Any]) -> list[str]:
+    """Names of the volumes of a container in the answer of `GET /containers/json`."""
+    return [mount["Name"] for mount in item["Mounts"] if mount["Type"] == "volume"]
+
+
 def _own_address(endpoint: Mapping[str, Any]) -> IPv4Address | None:
     address = (endpoint["IPAMConfig"] or {}).get("IPv4Address") or endpoint["IPAddress"]
     return IPv4Address(address) if address else None
@@ -251,21 +286,29 @@ def _own_address(endpoint: Mapping[str, Any]) -> IPv4Address | None:
 def _pod(pod_id: str, by_role: Mapping[str, Mapping[str, Any]]) -> Pod:
     labels = next(iter(by_role.values()))["Labels"]
     roles = labels.get(ROLES_LABEL, "").split(",")
+    attached = sorted(by_role.keys() - set(roles))
     owner = by_role.get(roles[0])
     return Pod(
         pod_id=pod_id,
-        labels={k.removeprefix(SPEC_LABEL_PREFIX): v for k, v in labels.items() if k.startswith(SPEC_LABEL_PREFIX)},
+        labels=_spec_labels(labels),
         address=_address(owner) if owner else None,
-        containers=tuple(_status(role, by_role.get(role)) for role in roles),
+        containers=tuple(
+            _status(role, by_role.get(role), is_attached=role in attached) for role in (*roles, *attached)
+        ),
     )
 
 
-def _status(role: str, item: Mapping[str, Any] | None) -> ContainerStatus:
+def _spec_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    return {k.removeprefix(SPEC_LABEL_PREFIX): v for k, v in labels.items() if k.startswith(SPEC_LABEL_PREFIX)}
+
+
+def _status(role: str, item: Mapping[str, Any] | None, *, is_attached: bool) -> ContainerStatus:
     if item is None:
         return ContainerStatus(role=role, state="absent")
     state = _STATES.get(item["State"], "exited")
     exit_code = _EXIT_CODE.match(item["Status"]) if state == "exited" else None
-    return ContainerStatus(role=role, state=state, exit_code=int(exit_code[1]) if exit_code else None)
+    code = int(exit_code[1]) if exit_code else None
+    return ContainerStatus(role=role, state=state, exit_code=code, is_attached=is_attached)
 
 
 def _address(owner: Mapping[str, Any]) -> str | None:
@@ -273,3 +316,17 @@ def _address(owner: Mapping[str, Any]) -> str | None:
         return None
     networks = owner["NetworkSettings"]["Networks"] or {}
     return next((network["IPAddress"] for network in networks.values() if network["IPAddress"]), None)
+
+
+def pinned_name(image: str, found: Mapping[str, Any]) -> str | None:
+    """How to name an image for good that `GET /images/<image>/json` has `found`."""
+    identifier: str = found["Id"]
+    # The engine also finds an image by a part of its id.
+    if identifier.removeprefix("sha256:").startswith(image):
+        return None
+    repository, _, _ = image.partition("@")
+    head, colon, tag = repository.rpartition(":")
+    if colon and "/" not in tag:
+        repository = head
+    digests = [name for name in found["RepoDigests"] or () if name.partition("@")[0] == repository]
+    return image if image in digests else next(iter(digests), identifier)

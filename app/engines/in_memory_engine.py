@@ -6,14 +6,25 @@ A pod's address is whatever `address_of` says, so real servers on loopback addre
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from app.engines.in_memory_builds import InMemoryBuilds
 from app.engines.in_memory_jobs import InMemoryJobs
-from app.engines.interface import ContainerState, ContainerStatus, EgressRules, EngineInfo, Pod, PodSpec
+from app.engines.interface import (
+    ContainerSpec,
+    ContainerState,
+    ContainerStatus,
+    EgressRules,
+    EngineInfo,
+    Pod,
+    PodSpec,
+)
 from app.errors import EngineError, EngineUnavailable, ImageMissing, PodGone
 from app.ids_and_time import rfc3339, utc_now
+
+_PINNED = "@sha256:" + "0" * 64
+"""Behind the name of an image to pin it: here no name ever comes to mean another image."""
 
 _ON_THE_WAY_UP: Mapping[ContainerState, tuple[ContainerState, ...]] = {
     "absent": ("created", "running"),
@@ -29,8 +40,14 @@ class _PodInMemory:
     spec: PodSpec
     statuses: dict[str, ContainerStatus]
     """By role, in the order of the spec."""
+    attached: dict[str, ContainerSpec] = field(default_factory=dict)
+    """By role."""
     output: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     """By role, lines with their moments."""
+
+    @property
+    def containers(self) -> tuple[ContainerSpec, ...]:
+        return (*self.spec.containers, *self.attached.values())
 
 
 class InMemoryEngine:
@@ -61,6 +78,11 @@ class InMemoryEngine:
         await self._answer(f"look for image {image}")
         return image in self._images
 
+    async def pin_image(self, image: str) -> str | None:
+        await self._answer(f"look for image {image}")
+        name = image.removesuffix(_PINNED)
+        return name + _PINNED if name in self._images else None
+
     async def read_file(self, image: str, path: str) -> bytes:
         await self._answer(f"read {path} from image {image}")
         if image not in self._images:
@@ -89,6 +111,29 @@ class InMemoryEngine:
                 pod.statuses[container.role] = ContainerStatus(role=container.role, state=state)
         return self._seen(pod)
 
+    async def attach(self, pod_id: str, containers: Sequence[ContainerSpec]) -> Mapping[str, str]:
+        await self._answer(f"look at pod {pod_id}")
+        pod = self._pods.get(pod_id)
+        if pod is None:
+            raise PodGone(pod_id)
+        refused = {}
+        for container in containers:
+            await self._answer(f"start container {container.role}")
+            if self._pods.get(pod_id) is not pod:
+                raise EngineError(f"Pod {pod_id} was stopped while it was being started.")
+            if container.image.removesuffix(_PINNED) not in self._images:
+                refused[container.role] = f"image {container.image} is not on the engine"
+                continue
+            pod.attached[container.role] = container
+            pod.statuses[container.role] = ContainerStatus(role=container.role, state="running", is_attached=True)
+        return refused
+
+    async def detach(self, pod_id: str, roles: Iterable[str]) -> None:
+        await self._answer(f"look at pod {pod_id}")
+        if (pod := self._pods.get(pod_id)) is not None:
+            for role in pod.attached.keys() & set(roles):
+                del pod.attached[role], pod.statuses[role]
+
     async def stop(self, pod_id: str) -> None:
         await self._answer(f"stop pod {pod_id}")
         self._pods.pop(pod_id, None)
@@ -114,7 +159,7 @@ class InMemoryEngine:
 
     async def remove_image(self, image: str) -> bool:
         await self._answer(f"remove image {image}")
-        if any(container.image == image for pod in self._pods.values() for container in pod.spec.containers):
+        if any(container.image == image for pod in self._pods.values() for container in pod.containers):
             return False
         self._images.pop(image, None)
         return True
@@ -127,7 +172,7 @@ class InMemoryEngine:
             raise PodGone(pod_id)
         for role, status in pod.statuses.items():
             if status.state in states:
-                pod.statuses[role] = ContainerStatus(role=role, state=states[status.state])
+                pod.statuses[role] = replace(status, state=states[status.state], exit_code=None)
         return pod
 
     async def set_network(self, pod_id: str, rules: EgressRules) -> None:
@@ -161,7 +206,7 @@ class InMemoryEngine:
 
     async def remove_volume(self, name: str) -> bool:
         await self._answer(f"remove volume {name}")
-        containers = [container for pod in self._pods.values() for container in pod.spec.containers]
+        containers = [container for pod in self._pods.values() for container in pod.containers]
         if any(mount.volume == name for container in containers for mount in container.mounts):
             return False
         self._volumes.discard(name)
@@ -182,11 +227,16 @@ class InMemoryEngine:
 
     def exit_container(self, pod_id: str, role: str, *, exit_code: int) -> None:
         """Let the container's program end by itself."""
-        self._pods[pod_id].statuses[role] = ContainerStatus(role=role, state="exited", exit_code=exit_code)
+        pod = self._pods[pod_id]
+        pod.statuses[role] = replace(pod.statuses[role], state="exited", exit_code=exit_code)
 
     def remove_container(self, pod_id: str, role: str) -> None:
         """Take the container away, as somebody with access to the engine may."""
-        self._pods[pod_id].statuses[role] = ContainerStatus(role=role, state="absent")
+        pod = self._pods[pod_id]
+        if pod.attached.pop(role, None) is not None:
+            del pod.statuses[role]
+        else:
+            pod.statuses[role] = ContainerStatus(role=role, state="absent")
 
     def write_log(self, pod_id: str, role: str, line: str) -> None:
         self._pods[pod_id].output.setdefault(role, []).append((rfc3339(utc_now()), line))
@@ -194,6 +244,10 @@ class InMemoryEngine:
     def spec_of(self, pod_id: str) -> PodSpec:
         """What the pod was started with, and the network rules it has now."""
         return self._pods[pod_id].spec
+
+    def attached_to(self, pod_id: str) -> Mapping[str, ContainerSpec]:
+        """By role."""
+        return self._pods[pod_id].attached
 
     async def _answer(self, doing: str) -> None:
         """Take a turn of the event loop as a real engine would, so that verbs interleave and can be cancelled."""

@@ -7,7 +7,7 @@ pods are found again by their labels, so a restarted control plane owns what an 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -73,6 +73,8 @@ class ContainerSpec:
     capabilities: tuple[str, ...] = ()
     """Exactly the capabilities the container keeps, without `CAP_`."""
     user: str | None = None
+    has_network: bool = True
+    """Whether it is in the pod's network namespace. False: it has nothing but a loopback of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,8 @@ class ContainerStatus:
     state: ContainerState
     exit_code: int | None = None
     """Set once `exited`, where the engine knows it."""
+    is_attached: bool = False
+    """It was added by `attach`: the pod is what it is without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +136,13 @@ class Pod:
     containers: tuple[ContainerStatus, ...]
 
     @property
+    def own(self) -> tuple[ContainerStatus, ...]:
+        """The containers it was started with."""
+        return tuple(container for container in self.containers if not container.is_attached)
+
+    @property
     def is_running(self) -> bool:
-        return self.address is not None and all(c.state == "running" for c in self.containers)
+        return self.address is not None and all(c.state == "running" for c in self.own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +177,11 @@ class Engine(Protocol):
 
     async def has_image(self, image: str) -> bool: ...
 
+    async def pin_image(self, image: str) -> str | None:
+        """A name by which exactly this image is found however its tag moves: with the digest its registry gave it, or
+        its id if it came from none. None if it is not on the engine."""
+        ...
+
     async def read_file(self, image: str, path: str) -> bytes:
         """Content of one file in an image. Raises: ImageMissing, EngineError when the path is absent."""
         ...
@@ -177,6 +191,18 @@ class Engine(Protocol):
 
         A failed start leaves what it made for `stop` to remove. Raises: ImageMissing, EngineOutOfSpace.
         """
+        ...
+
+    async def attach(self, pod_id: str, containers: Sequence[ContainerSpec]) -> Mapping[str, str]:
+        """Add containers to a running pod, side by side; one whose program fails is started again by the engine.
+
+        What is there already is started if it does not run, and else left as it is. Gives why a container could not be
+        made or started, by role. Raises: PodGone, EngineOutOfSpace.
+        """
+        ...
+
+    async def detach(self, pod_id: str, roles: Iterable[str]) -> None:
+        """Kill and remove containers that were attached, and the pod's volumes that only they had. Silent if absent."""
         ...
 
     async def stop(self, pod_id: str) -> None:

@@ -12,7 +12,7 @@ import docker
 import pytest
 
 from app.engines.docker_engine import DockerEngine
-from app.engines.docker_pods import container_labels
+from app.engines.docker_pods import PodFrame, container_labels
 from app.engines.interface import File, Limits
 from app.errors import EngineError
 from tests.engine.subjects import PROGRAM, DockerSubject, container, pod, states, until
@@ -62,7 +62,7 @@ async def test_files_go_into_a_container_whose_start_was_cut_before_it_came_to_t
 ) -> None:
     late = container(docker_subject.image, files=(File(path="/run/token", content=b"there"),))
     spec = pod("late", late, egress=False)
-    labels = container_labels(docker_subject.installation, spec, "only")
+    labels = container_labels(PodFrame.of(docker_subject.installation, spec), "only")
     network = docker_subject.api.create_host_config(network_mode=f"sandgate-{docker_subject.installation}-offline")
     made = docker_subject.api.create_container(
         docker_subject.image, command=list(PROGRAM), name="sandgate-late-only", labels=labels, host_config=network
@@ -328,3 +328,48 @@ async def test_a_container_reads_the_boot_id_it_is_given(docker_subject: DockerS
     assert await docker_subject.output_of("boot", "a", "cat", "/proc/sys/kernel/random/uuid") != boot_id
     code, _ = await docker_subject.run("boot", "a", ["umount", "/proc/sys/kernel/random/boot_id"], user="root")
     assert code != 0
+
+
+_NETWORK_OF_A_CONTAINER = """
+import os, socket
+print(sorted(name for _, name in socket.if_nameindex()))
+try:
+    socket.create_connection((os.environ["ADDRESS"], 9), timeout=3)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+async def test_a_container_without_network_reaches_not_even_its_pod(docker_subject: DockerSubject) -> None:
+    started = await docker_subject.engine.start(pod("mixed", container(docker_subject.image)))
+    env = {"ADDRESS": started.address or ""}
+    attached = [
+        container(docker_subject.image, "alone", has_network=False, env=env),
+        container(docker_subject.image, "together", env=env),
+    ]
+    assert await docker_subject.engine.attach("mixed", attached) == {}
+    alone = await docker_subject.python("mixed", "alone", _NETWORK_OF_A_CONTAINER)
+    together = await docker_subject.python("mixed", "together", _NETWORK_OF_A_CONTAINER)
+    assert alone == "['lo']\nNetwork is unreachable"
+    assert together == "['eth0', 'lo']\nConnection refused"
+
+
+async def test_an_attached_container_that_fails_is_started_again(docker_subject: DockerSubject) -> None:
+    await docker_subject.engine.start(pod("stubborn", container(docker_subject.image)))
+    fails_once = ("sh", "-c", "test -e /tmp/before || { touch /tmp/before; exit 1; }; exec sleep 600")
+    attached = container(docker_subject.image, "extra", command=fails_once)
+    assert await docker_subject.engine.attach("stubborn", [attached]) == {}
+
+    async def has_come_back() -> bool:
+        found = await docker_subject.inspect("stubborn", "extra")
+        return bool(found["RestartCount"] == 1 and found["State"]["Status"] == "running")
+
+    await until(has_come_back)
+
+
+async def test_detaching_removes_volumes_that_nobody_else_has(docker_subject: DockerSubject) -> None:
+    await docker_subject.engine.start(pod("slots", container(docker_subject.image, volumes={"slot": "/slot"})))
+    extra = container(docker_subject.image, "extra", volumes={"slot": "/slot", "extra-own": "/own"})
+    await docker_subject.engine.attach("slots", [extra])
+    await docker_subject.engine.detach("slots", ["extra"])
+    assert sorted(await docker_subject.leftovers("slots")) == ["/sandgate-slots-only", "sandgate-slots-slot"]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from app.engines.docker_pods import (
+    PodFrame,
     PodNetwork,
     archive,
     container_arguments,
     container_labels,
     host_arguments,
+    pinned_name,
     pods_from_listing,
 )
 from app.engines.interface import ContainerSpec, ContainerState, ContainerStatus, File, Limits, Pod, PodSpec
@@ -30,6 +33,7 @@ _WORKSPACE = ContainerSpec(
     capabilities=("SETUID",),
 )
 _SPEC = PodSpec(pod_id="p1", containers=(_GATEWAY, _WORKSPACE), labels={"team": "red"})
+_FRAME = PodFrame.of("here", _SPEC)
 _NETWORK = PodNetwork("net", {"net.x": "1"}, dns=("127.0.0.1",), dns_options=("timeout:1",))
 
 _LABELS = {
@@ -52,11 +56,11 @@ def _listed(role: str, state: str, status: str = "", **more: Any) -> dict[str, A
 
 
 def test_labels_say_whose_what_and_of_how_many() -> None:
-    assert container_labels("here", _SPEC, "workspace") == _LABELS
+    assert container_labels(_FRAME, "workspace") == _LABELS
 
 
 def test_a_container_is_created_as_its_spec_says() -> None:
-    assert container_arguments("here", _SPEC, _WORKSPACE, image_config=None) == {
+    assert container_arguments(_FRAME, _WORKSPACE, image_config=None) == {
         "image": "ws:1",
         "name": "sandgate-p1-workspace",
         "command": ["run"],
@@ -67,7 +71,7 @@ def test_a_container_is_created_as_its_spec_says() -> None:
         "labels": _LABELS,
         "use_config_proxy": False,
     }
-    assert container_arguments("here", _SPEC, _GATEWAY, image_config=None)["hostname"] == "sandbox"
+    assert container_arguments(_FRAME, _GATEWAY, image_config=None)["hostname"] == "sandbox"
 
 
 @pytest.mark.parametrize(
@@ -86,14 +90,13 @@ def test_a_prefix_keeps_the_images_entrypoint_and_command_behind_it(
     container = ContainerSpec(
         role="server-1", image="i", limits=_LIMITS, command=command, entrypoint_prefix=("pre", "--")
     )
-    spec = PodSpec(pod_id="p", containers=(container,))
-    made = container_arguments("here", spec, container, image_config=config)
+    made = container_arguments(_FRAME, container, image_config=config)
     assert (made["entrypoint"], made["command"]) == (entrypoint, arguments)
 
 
 def test_the_first_container_has_the_network_and_the_others_join_it() -> None:
-    owner = host_arguments("here", _SPEC, _GATEWAY, network=_NETWORK, runtime=None)
-    other = host_arguments("here", _SPEC, _WORKSPACE, network=_NETWORK, runtime=None)
+    owner = host_arguments(_FRAME, _GATEWAY, network=_NETWORK, runtime=None)
+    other = host_arguments(_FRAME, _WORKSPACE, network=_NETWORK, runtime=None)
     assert (owner["network_mode"], owner["sysctls"], owner["dns"], owner["dns_opt"]) == (
         "net",
         {"net.x": "1"},
@@ -105,8 +108,8 @@ def test_the_first_container_has_the_network_and_the_others_join_it() -> None:
 
 
 def test_limits_and_privileges_are_those_of_the_spec() -> None:
-    gateway = host_arguments("here", _SPEC, _GATEWAY, network=_NETWORK, runtime="runsc")
-    workspace = host_arguments("here", _SPEC, _WORKSPACE, network=_NETWORK, runtime="runsc")
+    gateway = host_arguments(_FRAME, _GATEWAY, network=_NETWORK, runtime="runsc")
+    workspace = host_arguments(_FRAME, _WORKSPACE, network=_NETWORK, runtime="runsc")
     assert (gateway["mem_limit"], gateway["memswap_limit"], gateway["pids_limit"]) == (256 << 20, 256 << 20, 100)
     assert (gateway["cpu_period"], gateway["cpu_quota"]) == (100_000, 150_000)
     assert (gateway["cap_drop"], gateway["cap_add"], gateway["security_opt"]) == (["ALL"], [], ["no-new-privileges"])
@@ -114,7 +117,7 @@ def test_limits_and_privileges_are_those_of_the_spec() -> None:
 
 
 def test_a_volume_is_in_memory_writable_by_all_and_known_as_the_pods() -> None:
-    (mount,) = host_arguments("here", _SPEC, _GATEWAY, network=_NETWORK, runtime=None)["mounts"]
+    (mount,) = host_arguments(_FRAME, _GATEWAY, network=_NETWORK, runtime=None)["mounts"]
     assert mount == {
         "Type": "volume",
         "Source": "sandgate-p1-s",
@@ -183,3 +186,34 @@ def test_what_is_missing_of_a_pod_is_absent() -> None:
 
 def test_containers_of_others_are_passed_over() -> None:
     assert pods_from_listing([{"Labels": None}, {"Labels": {"sandgate.installation": "here"}}]) == {}
+
+
+def test_an_attached_container_is_told_from_the_pods_own() -> None:
+    (pod,) = pods_from_listing([_listed("server-3", "running"), _listed("gateway", "running")]).values()
+    assert [(seen.role, seen.state, seen.is_attached) for seen in pod.containers] == [
+        ("gateway", "running", False),
+        ("workspace", "absent", False),
+        ("server-3", "running", True),
+    ]
+
+
+def test_an_attached_container_is_started_again_and_may_be_without_any_network() -> None:
+    alone = ContainerSpec(role="server-3", image="i", limits=_LIMITS, has_network=False)
+    made = host_arguments(_FRAME, alone, network=None, runtime=None)
+    assert (made["network_mode"], made["restart_policy"]) == ("none", {"Name": "on-failure"})
+    joined = host_arguments(_FRAME, replace(alone, has_network=True), network=None, runtime=None)
+    assert joined["network_mode"] == "container:sandgate-p1-gateway"
+
+
+@pytest.mark.parametrize(
+    ("image", "digests", "pinned"),
+    [
+        ("acme/shot:1", ["acme/shot@sha256:d1"], "acme/shot@sha256:d1"),
+        ("acme/shot@sha256:d1", ["acme/shot@sha256:d0", "acme/shot@sha256:d1"], "acme/shot@sha256:d1"),
+        ("host:5000/shot", ["other/shot@sha256:d1"], "sha256:abc123"),
+        ("built-here:1", None, "sha256:abc123"),
+        ("abc", [], None),
+    ],
+)
+def test_an_image_is_pinned_by_its_digest_or_its_id(image: str, digests: list[str] | None, pinned: str | None) -> None:
+    assert pinned_name(image, {"Id": "sha256:abc123", "RepoDigests": digests}) == pinned

@@ -269,3 +269,59 @@ async def test_a_pod_that_mounts_a_volume_which_is_gone_is_not_started(subject: 
         await subject.engine.start(pod("without", mounted))
     await subject.engine.stop("without")
     assert await subject.engine.volumes() == frozenset()
+
+
+async def test_containers_are_attached_to_a_running_pod_and_detached_from_it(subject: Subject) -> None:
+    await subject.engine.start(pod("more", container(subject.image, "a", volumes={"slot": "/slot"})))
+    extra = (
+        container(subject.image, "extra-1", volumes={"slot": "/slot", "extra-1-own": "/own"}),
+        container(subject.image, "extra-2", has_network=False),
+    )
+    assert await subject.engine.attach("more", extra) == {}
+    assert await subject.engine.attach("more", extra) == {}
+    seen = (await subject.engine.observe())["more"]
+    assert [(one.role, one.state, one.is_attached) for one in seen.containers] == [
+        ("a", "running", False),
+        ("extra-1", "running", True),
+        ("extra-2", "running", True),
+    ]
+    await subject.engine.detach("more", ["extra-1", "a", "never"])
+    await subject.engine.detach("more", ["extra-1"])
+    assert states((await subject.engine.observe())["more"]) == {"a": "running", "extra-2": "running"}
+    await subject.engine.stop("more")
+    assert await subject.engine.observe() == {}
+
+
+async def test_a_pod_is_whole_without_what_is_attached_and_takes_it_along(subject: Subject) -> None:
+    await subject.engine.start(pod("taken-along", container(subject.image, "a")))
+    await subject.engine.attach("taken-along", [container(subject.image, "extra")])
+    await subject.engine.pause("taken-along")
+    assert states((await subject.engine.observe())["taken-along"]) == {"a": "paused", "extra": "paused"}
+    await subject.engine.resume("taken-along")
+    await subject.engine.halt("taken-along")
+    assert states((await subject.engine.observe())["taken-along"]) == {"a": "exited", "extra": "exited"}
+    assert states(await subject.engine.resume("taken-along")) == {"a": "running", "extra": "running"}
+    await subject.remove_container("taken-along", "extra")
+    assert (await subject.engine.observe())["taken-along"].is_running
+
+
+async def test_what_cannot_be_attached_is_told_by_role_and_the_rest_is(subject: Subject) -> None:
+    await subject.engine.start(pod("partly", container(subject.image, "a")))
+    absent, there = container("sandgate/absent:1", "extra-1"), container(subject.image, "extra-2")
+    refused = await subject.engine.attach("partly", [absent, there])
+    assert list(refused) == ["extra-1"]
+    assert "sandgate/absent:1" in refused["extra-1"]
+    assert states((await subject.engine.observe())["partly"])["extra-2"] == "running"
+
+
+async def test_nothing_is_attached_to_a_pod_that_is_gone(subject: Subject) -> None:
+    with pytest.raises(PodGone):
+        await subject.engine.attach("nowhere", [container(subject.image, "extra")])
+    await subject.engine.detach("nowhere", ["extra"])
+
+
+async def test_a_pinned_name_names_the_image(subject: Subject) -> None:
+    pinned = await subject.engine.pin_image(subject.image)
+    assert pinned is not None
+    assert await subject.engine.pin_image(pinned) == pinned
+    assert await subject.engine.pin_image("sandgate/absent:1") is None

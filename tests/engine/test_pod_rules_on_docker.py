@@ -8,7 +8,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from app.engines.docker_engine import DockerEngine
-from app.engines.docker_pods import container_labels
+from app.engines.docker_pods import PodFrame, container_labels
 from app.engines.interface import ALL_TRAFFIC, EgressRules, Pod
 from app.errors import PodGone
 from tests.engine.conftest import INSTALLATION, Listener
@@ -255,7 +255,7 @@ async def test_a_container_that_its_rules_would_not_hold_for_is_made_anew(docker
         docker_subject.image,
         command=["sleep", "600"],
         name="sandgate-stray-only",
-        labels=container_labels(INSTALLATION, spec, "only"),
+        labels=container_labels(PodFrame.of(INSTALLATION, spec), "only"),
     )["Id"]
     await docker_subject.engine.start(spec)
     assert (await docker_subject.inspect("stray", "only"))["Id"] != made
