@@ -234,7 +234,7 @@ claude mcp add --transport http sandgate "$MCP_URL" --header "Authorization: Bea
 
 [bold]The E2B SDKs:[/]
 
-export E2B_API_KEY=$(cat {key_file}) E2B_API_URL={url} E2B_SANDBOX_URL={url}
+export E2B_API_KEY=$(cat {key_file}) E2B_API_URL={url} E2B_SANDBOX_URL={url} E2B_VOLUME_API_URL={url}
 """
 
 

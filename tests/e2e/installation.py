@@ -77,7 +77,8 @@ class Installation:
 
     @property
     def sdk_environment(self) -> dict[str, str]:
-        return {"E2B_API_KEY": self.key, "E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url}
+        urls = dict.fromkeys(("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL"), self.url)
+        return {"E2B_API_KEY": self.key, **urls}
 
     def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """`sandgate` with these arguments, and with these settings besides."""
