@@ -101,6 +101,7 @@ def make_app(settings: Settings) -> Edge:
                 agents=AgentClient(http),
                 gateways=gateways,
                 memory=ToolMemory(database, now=utc_now),
+                journal=journal,
                 packages=packages,
                 directory=directory,
                 catalog=catalog,
