@@ -12,11 +12,11 @@ from typing import Literal
 from app.catalog import ServerDefinition
 from app.home import write_file
 
-State = Literal["verified", "needs credentials", "broken", "not installed"]
+State = Literal["verified", "needs its service", "broken", "not installed"]
 
 _MEANING: Mapping[State, str] = {
     "verified": "starts and lists its tools with made-up credentials and without internet",
-    "needs credentials": "asks its service before it lists tools, so it was not seen to work without an account",
+    "needs its service": "asks its service before it lists tools: it takes the internet or an account to see it work",
     "broken": "does not start, for the reason given",
     "not installed": "cannot be installed, for the reason given",
 }

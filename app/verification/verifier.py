@@ -50,6 +50,8 @@ _ASKS_ITS_SERVICE = re.compile(
     re.IGNORECASE,
 )
 """In the last words of a server that ended: it could not reach, or did not please, the service it is for."""
+_IS_MADE_WRONGLY = re.compile(r"\b(ModuleNotFound|Import|Attribute|Syntax|Name|Type)Error\b|ERR_MODULE_NOT_FOUND")
+"""There: it does not fit what is installed with it, whatever else it says."""
 
 
 _TEMPLATE = ResolvedTemplate(
@@ -207,9 +209,10 @@ def _written(host: str, ports: Iterable[int]) -> list[str]:
 
 def _state_of(status: ServerStatus, tools: list[str]) -> State:
     if status.state == "ready":
-        return "verified" if tools else "needs credentials"
+        return "verified" if tools else "needs its service"
     said = "\n".join([status.message or "", *status.stderr])
-    return "needs credentials" if _ASKS_ITS_SERVICE.search(said) else "broken"
+    asks = _ASKS_ITS_SERVICE.search(said) and not _IS_MADE_WRONGLY.search(said)
+    return "needs its service" if asks else "broken"
 
 
 def _message(status: ServerStatus) -> str:

@@ -1,0 +1,86 @@
+"""The verifier on a real engine: a server that works, what it reaches out for, and one that ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from app.catalog import Catalog, ServerDefinition
+from app.catalog.merging import Entry
+from app.engines.docker_engine import DockerEngine
+from app.main import make_blueprint, make_packages, sandbox_images
+from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
+from app.settings import ROOT, Settings
+from app.verification import Verifier
+from tests.shipped_packages import shipped_package, shipped_package_field
+
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
+
+TIME = f"{shipped_package('time').directory}/bin/mcp-server-time"
+REACHING = f"""
+import os, socket
+socket.getaddrinfo("only.asked.example", None)
+socket.create_connection(("api.acme.example", 443)).close()
+os.execv({TIME!r}, [{TIME!r}, "--local-timezone=UTC"])
+"""
+ENDING = "import sys; sys.exit('401 Unauthorized: ' + __import__('os').environ['ACME_TOKEN'])"
+
+
+def server(name: str, program: str) -> ServerDefinition:
+    return ServerDefinition.model_validate(
+        {
+            "name": name,
+            "title": name,
+            "type": "server",
+            "package": shipped_package_field("time"),
+            "command": ["/usr/bin/python3", "-c", program],
+            "secrets": [{"name": f"{name}.token", "env": "ACME_TOKEN"}],
+        }
+    )
+
+
+SERVERS = {name: server(name, program) for name, program in (("reaching", REACHING), ("ending", ENDING))}
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def verifier() -> AsyncIterator[Verifier]:
+    settings = Settings()
+    tags = sandbox_images(settings)
+    shipped = Catalog.load(ROOT / "catalog" / "servers").entry("time")
+    assert shipped is not None
+    engine = DockerEngine(f"tests-verify-{os.getpid()}", guard_image=tags.base)
+    try:
+        await engine.prepare()
+        async with make_http_client() as http:
+            yield Verifier(
+                engine=engine,
+                agents=AgentClient(http),
+                gateways=GatewayClient(http),
+                http=http,
+                packages=make_packages(settings, engine, tags),
+                catalog=Catalog([shipped, *(Entry(definition, "test") for definition in SERVERS.values())]),
+                blueprint=make_blueprint(settings, tags),
+                recorder=ROOT / "sandbox_images" / "recorder" / "record_egress.py",
+            )
+        assert await engine.observe() == {}
+    finally:
+        await engine.remove_installation()
+        await engine.aclose()
+
+
+async def test_a_server_that_works_is_verified_with_what_it_took_and_reached_out_for(verifier: Verifier) -> None:
+    found = await verifier.verify(SERVERS["reaching"])
+    assert (found.state, found.tools, found.message) == ("verified", 2, None)
+    assert found.hosts == ("api.acme.example:443", "only.asked.example")
+    assert found.start_s is not None
+    assert found.digest == shipped_package("time").digest
+
+
+async def test_a_server_that_asks_its_service_first_is_told_apart_with_its_last_words(verifier: Verifier) -> None:
+    found = await verifier.verify(SERVERS["ending"])
+    assert (found.state, found.tools) == ("needs its service", 0)
+    assert found.message is not None
+    assert "401 Unauthorized" in found.message
