@@ -51,11 +51,11 @@ async def test_an_installation_outlives_the_process_that_made_it(engine: InMemor
     assert await store_on(engine).is_installed(PACKAGE)
 
 
-async def test_two_who_need_a_package_at_once_wait_for_one_installation(engine: InMemoryEngine) -> None:
+async def test_all_who_need_a_package_at_once_ask_for_one_job(engine: InMemoryEngine) -> None:
     async with asyncio.TaskGroup() as group:
-        for _ in range(2):
+        for _ in range(3):
             group.create_task(store_on(engine).ensure("acme", PACKAGE))
-    assert len(engine.jobs.started) == 1
+    assert {spec.name for spec in engine.jobs.started} == {f"install-{PACKAGE.digest}"}
 
 
 async def test_the_job_gets_the_package_and_its_lock_and_nothing_else(engine: InMemoryEngine, tmp_path: Path) -> None:
