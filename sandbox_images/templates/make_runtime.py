@@ -2,7 +2,7 @@
 
     /sandgate-runtime/opt/sandgate/
         agent/      as in the workspace, but its `python` is a script that starts the one below
-        runtime/    Python, its standard library, bash and setsid, with the loader and the libraries of this image
+        runtime/    Python, its standard library and PROGRAMS, with the loader and the libraries of this image
         provision/  what `provision.py` puts into other places
 
 Programs of the image at hand have another C library, or an older one, or none. So ours bring their own and are started
@@ -21,7 +21,8 @@ TREE = Path("/sandgate-runtime/opt/sandgate")
 AGENT = Path("/opt/sandgate/agent")
 RUNTIME = Path("/opt/sandgate/runtime")
 """Where the runtime lies in the image it is copied into."""
-PROGRAMS = ("bash", "setsid")
+PROGRAMS = ("bash", "setsid", "ss", "pgrep", "curl")
+"""What the agent runs, and what the ready commands of E2B's SDKs run: `wait_for_port`, `_process` and `_url`."""
 LOADED_LATER = ("libgcc_s.so.1",)
 """What the C library opens by name when a thread is cancelled; no program says that it needs it."""
 UNUSED = (

@@ -18,6 +18,8 @@ OWN_CERTIFICATES = Path("/usr/local/share/ca-certificates")
 OTHER_STORES = (Path("/etc/pki/tls/certs/ca-bundle.crt"), Path("/etc/ssl/ca-bundle.pem"))
 """Of Fedora and its like, and of SUSE."""
 COMMON_PATH = {f"{above}/{name}" for above in ("/usr/local", "/usr", "") for name in ("sbin", "bin")}
+READY_PROGRAMS = ("ss", "pgrep", "curl")
+"""What `wait_for_port`, `wait_for_process` and `wait_for_url` of E2B's SDKs call."""
 INSTALL_S = 300
 WITHOUT_SUDO = "commands of `user` cannot become root"
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -61,12 +63,15 @@ def say(text: str) -> None:
 
 
 def add_programs() -> None:
-    """What the agent runs and the image lacks: `bash`, and a `setsid` that knows --ctty."""
+    """What the agent and ready commands run and the image lacks. `setsid` has to know --ctty."""
     if not Path("/bin/bash").exists():
         shutil.copy(shutil.which("bash") or PROVISION / "programs/bash", "/bin/bash")
+    lacking = [name for name in READY_PROGRAMS if shutil.which(name) is None]
     if subprocess.run("setsid --help 2>&1 | grep -q -e --ctty", shell=True, check=False).returncode != 0:
-        Path("/usr/local/bin").mkdir(parents=True, exist_ok=True)
-        shutil.copy(PROVISION / "programs/setsid", "/usr/local/bin/setsid")
+        lacking.append("setsid")
+    Path("/usr/local/bin").mkdir(parents=True, exist_ok=True)
+    for name in lacking:
+        shutil.copy(PROVISION / "programs" / name, f"/usr/local/bin/{name}")
 
 
 def trust_certificates() -> None:

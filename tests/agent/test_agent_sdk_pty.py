@@ -39,6 +39,15 @@ def test_a_shell_in_a_terminal_hears_and_answers_and_knows_its_size(agent: Runni
         assert f"{expected}\r\n" in text or expected == "/dev/pts/" and expected in text
 
 
+def test_a_client_that_knows_no_size_gets_a_terminal_all_the_same(agent: RunningAgent) -> None:
+    sandbox = agent.sandbox()
+    output: list[bytes] = []
+    terminal = sandbox.pty.create(PtySize(cols=0, rows=0))
+    sandbox.pty.send_stdin(terminal.pid, b"stty size; exit\n")
+    terminal.wait(on_pty=output.append)
+    assert b"0 0\r\n" in b"".join(output)
+
+
 def test_a_terminal_can_be_resized(agent: RunningAgent) -> None:
     sandbox = agent.sandbox()
     output: list[bytes] = []

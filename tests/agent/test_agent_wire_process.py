@@ -81,7 +81,7 @@ def test_a_program_is_looked_for_in_the_path(agent: RunningAgent) -> None:
         ({"process": {"cmd": "id", "cwd": "/not/there"}}, "invalid_argument", "cwd '/not/there' does not exist"),
         ({"process": {"cmd": "id", "cwd": "/etc/passwd"}}, "invalid_argument", "is not a directory"),
         ({"process": {"cmd": "/no/such"}}, "invalid_argument", "could not start '/no/such': No such file"),
-        ({"process": {"cmd": "id"}, "pty": {"size": {"cols": 0}}}, "invalid_argument", "pty.size needs cols and rows"),
+        ({"process": {"cmd": "id"}, "pty": {"size": {"cols": 65536}}}, "invalid_argument", "pty.size needs cols"),
     ],
 )
 def test_a_stream_that_cannot_begin_is_200_with_an_error_at_its_end(

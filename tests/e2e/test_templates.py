@@ -235,6 +235,8 @@ def test_any_linux_image_becomes_a_sandbox(
     sandbox.files.write("/home/user/x/y", "written", user="user")
     assert [entry.name for entry in sandbox.files.list("/home/user/x")] == ["y"]
     assert sandbox.commands.run("id -u", user="root").stdout == "0\n"
+    for program in ("ss -Htuln", "pgrep -f sandgate_agent", "curl --silent localhost:49983/health"):
+        sandbox.commands.run(program)  # what wait_for_port, wait_for_process and wait_for_url of the SDKs run
     if becomes_root:
         assert sandbox.commands.run("sudo id -u", user="user").stdout == "0\n"
     terminal = sandbox.pty.create(PtySize(rows=24, cols=80))

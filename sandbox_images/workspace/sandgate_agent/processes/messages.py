@@ -96,14 +96,17 @@ def parse_start(message: Message) -> StartRequest:
 
 
 def parse_terminal(message: Message) -> TerminalSize | None:
-    """The size in a message's field `pty`. Raises: InvalidArgument."""
+    """The size in a message's field `pty`; zero, which a client without a terminal of its own sends, is unknown.
+
+    Raises: InvalidArgument.
+    """
     terminal = message_field(message, "pty")
     if terminal is None:
         return None
     size = message_field(terminal, "size") or {}
     columns, rows = integer(size, "cols"), integer(size, "rows")
-    if not (0 < columns < 1 << 16 and 0 < rows < 1 << 16):
-        raise InvalidArgument("pty.size needs cols and rows between 1 and 65535")
+    if not (0 <= columns < 1 << 16 and 0 <= rows < 1 << 16):
+        raise InvalidArgument("pty.size needs cols and rows between 0 and 65535")
     return TerminalSize(columns=columns, rows=rows)
 
 
