@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,18 @@ class Database:
             raise DatabaseUnusableError(
                 "The database URL must look like postgresql+asyncpg://user@host/name."
             ) from error
+        self._writing: AbstractAsyncContextManager[Any] = nullcontext()
         if self._url.get_backend_name() == "sqlite":
+            # Of SQLite's writers each polls for the lock on its own, and under load one is always the unlucky one. So
+            # those of this process wait in line, and the driver's time limit is left for other processes.
+            self._writing = asyncio.Lock()
             event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Commit on a normal end, roll back on an exception. Never await the network inside."""
-        async with self._engine.begin() as connection:
+        """Commit on a normal end, roll back on an exception. Never await the network, or another one, inside."""
+        async with self._writing, self._engine.begin() as connection:
             yield connection
 
     @asynccontextmanager
