@@ -35,7 +35,7 @@ from app.packages import PackageLocks, PackageStore
 from app.sandboxes.directory import Directory
 from app.sandboxes.journal import Journal
 from app.sandboxes.models import CreateSandbox
-from app.sandboxes.planning import WORKSPACE_CAPABILITIES, Blueprint, SandboxPlan, check_known, plan_sandbox
+from app.sandboxes.planning import WORKSPACE_CAPABILITIES, Blueprint, check_known, plan_sandbox
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
 from app.sandboxes.reconciler import Reconciler
 from app.sandboxes.sandbox_logs import SandboxLogs
@@ -43,6 +43,7 @@ from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
 from app.sandboxes.telemetry import Metrics
 from app.sandboxes.tool_memory import ToolMemory
+from app.sandboxes.warm_pool import PoolPlan, WarmPlans
 from app.secrets import Secrets
 from app.secrets.at_rest import check_stored_secrets
 from app.settings import ROOT, Settings, SettingsError
@@ -107,7 +108,7 @@ def make_app(settings: Settings) -> Edge:
                 catalog=catalog,
                 blueprint=blueprint,
                 now=utc_now,
-                warm=await _warm_plans(settings, templates, team.id, catalog, blueprint),
+                warm=_warm_plans(settings, templates, team.id, catalog, blueprint),
             )
             service = SandboxService(
                 store=store,
@@ -335,17 +336,26 @@ async def _prepare_server(
     return (definition.image,) if definition.image is not None else ()
 
 
-async def _warm_plans(
+def _warm_plans(
     settings: Settings, templates: TemplateService, team_id: str, catalog: Catalog, blueprint: Blueprint
-) -> list[tuple[SandboxPlan, int]]:
-    """What the pods that wait are made by, and how many of each."""
-    plans = []
-    for name, size in settings.pool.items():
-        try:
-            template = await templates.resolve(team_id, name)
-        except Problem as problem:
-            _log.warning("no_warm_pods", template=name, reason=problem.message)
-            continue
-        request = CreateSandbox(template=name, timeout_s=0)
-        plans.append((plan_sandbox(request, template, catalog, blueprint), size))
+) -> WarmPlans:
+    """What the pods that wait are made by, as the templates are when it is asked."""
+    missing: set[str] = set()
+
+    async def plans() -> list[PoolPlan]:
+        found = []
+        for name, size in settings.pool.items():
+            try:
+                template = await templates.resolve(team_id, name)
+            except Problem as problem:
+                if name not in missing:
+                    _log.warning("no_warm_pods", template=name, reason=problem.message)
+                missing.add(name)
+                continue
+            missing.discard(name)
+            request = CreateSandbox(template=name, timeout_s=0)
+            plan = plan_sandbox(request, template, catalog, blueprint)
+            found.append(PoolPlan(template=name, plan=plan, size=size))
+        return found
+
     return plans

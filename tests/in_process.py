@@ -20,6 +20,7 @@ from app.catalog.sources import SourceStore
 from app.database import Database
 from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Limits
+from app.errors import NotFound
 from app.packages import PackageLocks, PackageStore
 from app.sandboxes.directory import Directory
 from app.sandboxes.journal import Journal
@@ -30,6 +31,7 @@ from app.sandboxes.reconciler import Reconciler
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
 from app.sandboxes.tool_memory import ToolMemory
+from app.sandboxes.warm_pool import PoolPlan
 from app.templates import TemplateService
 from app.vault import Vault
 from tests.pods import PodTransport
@@ -76,9 +78,11 @@ class StartControlPlane(Protocol):
         own_servers: Path | None = None,
         listen_deadline_s: float = 5,
         warm: int = 0,
+        warm_template: str = "base",
+        sweep_interval_s: float = 15,
     ) -> AbstractAsyncContextManager[ControlPlane]:
         """On the fixture's engine, or on another one; `own_servers` holds definitions beside the shipped ones, `warm`
-        is the number of pods of template `base` that wait."""
+        is the number of pods of `warm_template` that wait."""
         ...
 
 
@@ -108,6 +112,8 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         own_servers: Path | None = None,
         listen_deadline_s: float = 5,
         warm: int = 0,
+        warm_template: str = "base",
+        sweep_interval_s: float = 15,
     ) -> AsyncIterator[ControlPlane]:
         database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
         await database.migrate()
@@ -129,6 +135,15 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
             templates = make_template_service(
                 database, engine or shared_engine, tmp_path, now=clock, in_use=store.template_in_use
             )
+
+            async def plans() -> list[PoolPlan]:
+                try:
+                    template = await templates.resolve(team.id, warm_template)
+                except NotFound:
+                    return []
+                plan = plan_sandbox(request(), template, catalog, blueprint)
+                return [PoolPlan(template=warm_template, plan=plan, size=warm)]
+
             reconciler = Reconciler(
                 store=store,
                 engine=engine or shared_engine,
@@ -146,8 +161,9 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 catalog=catalog,
                 blueprint=blueprint,
                 now=clock,
-                warm=[(plan_sandbox(request(), await templates.resolve(team.id, "base"), catalog, blueprint), warm)],
+                warm=plans,
                 listen_deadline_s=listen_deadline_s,
+                sweep_interval_s=sweep_interval_s,
             )
             service = SandboxService(
                 store=store,

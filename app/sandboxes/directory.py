@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from app.sandboxes.models import LiveSandbox
 
@@ -24,6 +25,11 @@ class Directory:
         self._live[live.sandbox_id] = live
         if before is not None and before.address is not None and before.address != live.address:
             self._tell(live.sandbox_id)
+
+    def change(self, sandbox_id: str, **fields: object) -> None:
+        """Replace fields of a sandbox that is still there. What else became known of it meanwhile stays."""
+        if (live := self._live.get(sandbox_id)) is not None:
+            self._live[sandbox_id] = replace(live, sandbox=replace(live.sandbox, **fields))  # type: ignore[arg-type]
 
     def remove(self, sandbox_id: str) -> None:
         """Nothing more is routed to this sandbox."""

@@ -136,7 +136,7 @@ class GatewaySetup:
         secrets = replace(old, mcp=mcp, mcp_options=options, caller_mcp_token=caller_token or old.caller_mcp_token)
         live = replace(live, sandbox=replace(live.sandbox, secrets=secrets))
         await self._store.set_secrets(live.sandbox)
-        self._directory.put(live)
+        self._directory.change(live.sandbox_id, secrets=secrets)
         await self.configure(live.sandbox, live.pod, plan, address)
         servers = await self._gateways.status(
             address, live.pod.secrets.gateway_token, wait_s=wait_s if options.wait else 0, until_listed=True

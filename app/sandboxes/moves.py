@@ -32,7 +32,13 @@ class Moves:
         # The caller may be gone by the time the work fails; then nobody asks for the failure.
         outcome.add_done_callback(lambda done: done.cancelled() or done.exception())
         task = self._running[sandbox_id] = self._spawn(_settle(sandbox_id, work, outcome), f"{name} {sandbox_id}")
-        task.add_done_callback(lambda _: self._running.pop(sandbox_id, None))
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._running.pop(sandbox_id, None)
+            if not outcome.done():  # cancelled before its first step, which runs none of it
+                outcome.set_exception(_stopped(sandbox_id))
+
+        task.add_done_callback(ended)
         return await asyncio.shield(outcome)
 
     async def until_still(self, sandbox_id: str) -> None:

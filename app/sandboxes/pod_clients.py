@@ -131,6 +131,13 @@ class GatewayClient:
             # Any answer will do, 401 included: it shows that somebody listens.
             await _once_listening(lambda: self._http.get(_gateway(address, "/status"), timeout=1.0))
 
+    async def is_listening(self, address: str) -> bool:
+        """Whether anything is answered within 5 s."""
+        try:
+            return not (await self._http.get(_gateway(address, "/status"))).is_server_error
+        except httpx.HTTPError:
+            return False
+
     async def status(
         self, address: str, token: str, *, wait_s: float = 0, until_listed: bool = False
     ) -> list[ServerStatus]:

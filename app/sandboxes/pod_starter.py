@@ -124,6 +124,13 @@ class PodStarter:
         except (TimeoutError, PodUnreachableError) as error:
             raise await self._did_not_come_up(pod, error) from error
 
+    async def is_listening(self, pod: PodRecord, plan: SandboxPlan) -> bool:
+        """Whether the pod's agent, and its gateway if it has one, answer now; within 5 s each."""
+        address = _address_of(pod)
+        return await self._agents.is_healthy(address) and (
+            plan.gateway is None or await self._gateways.is_listening(address)
+        )
+
     async def configure(
         self, sandbox: Sandbox, pod: PodRecord, gateway: GatewayPlan | None
     ) -> tuple[ServerStatus, ...]:

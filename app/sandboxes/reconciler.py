@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -21,7 +21,7 @@ import tenacity
 
 from app.catalog import Catalog
 from app.engines.interface import EgressRules, Engine, Pod
-from app.errors import Conflict, EngineError, PodGone, Problem, SandgateError
+from app.errors import Conflict, EngineError, EngineUnavailable, PodGone, Problem, SandgateError
 from app.packages import PackageStore
 from app.sandboxes.directory import Directory
 from app.sandboxes.failures import death, engine_problem, sandbox_not_found, start_problem
@@ -36,9 +36,8 @@ from app.sandboxes.pod_clients import AgentClient, GatewayClient
 from app.sandboxes.pod_starter import PodStarter
 from app.sandboxes.store import Store
 from app.sandboxes.tool_memory import ToolMemory
-from app.sandboxes.warm_pool import WarmPool
+from app.sandboxes.warm_pool import PoolPlan, PoolStatus, WarmPlans, WarmPool
 
-_SWEEP_INTERVAL_S = 15.0
 _PREPARE_INTERVAL_S = 300.0
 _LONGEST_SLEEP_S = 30.0
 _PAUSE_RETRY_S = 5.0
@@ -53,6 +52,10 @@ _log = structlog.get_logger()
 class BroughtUp:
     live: LiveSandbox
     servers: tuple[ServerStatus, ...]
+
+
+async def _no_pools() -> Sequence[PoolPlan]:
+    return ()
 
 
 class Reconciler:
@@ -70,11 +73,12 @@ class Reconciler:
         catalog: Catalog,
         blueprint: Blueprint,
         now: Callable[[], datetime],
-        warm: Iterable[tuple[SandboxPlan, int]] = (),
+        warm: WarmPlans = _no_pools,
         listen_deadline_s: float = 20.0,
+        sweep_interval_s: float = 15.0,
     ) -> None:
-        """`warm` is what WarmPool takes; `listen_deadline_s` is how long agent and gateway of a started pod may take
-        to listen."""
+        """`warm` tells which pods are to wait; `listen_deadline_s` is how long agent and gateway of a started pod may
+        take to listen."""
         self._store = store
         self._engine = engine
         self._agents = agents
@@ -83,6 +87,7 @@ class Reconciler:
         self._catalog = catalog
         self._blueprint = blueprint
         self._now = now
+        self._sweep_interval_s = sweep_interval_s
         self._tasks: asyncio.TaskGroup
         self._swept = asyncio.Event()
         """The first sweep is over, well or not."""
@@ -92,6 +97,8 @@ class Reconciler:
         self._stopping: set[str] = set()
         self._pausing: set[str] = set()
         """Sandboxes whose time is over and which are to be paused, not ended."""
+        self._unenforced: set[str] = set()
+        """Sandboxes whose rules are recorded and could not be put in force."""
         self._moves = Moves(self._spawn)
         self._starting = 0
         self._setup = GatewaySetup(
@@ -154,13 +161,16 @@ class Reconciler:
         self._journal.record(sandbox.id, f"Created from template {sandbox.template.name}.")
         return await self._moves.run(sandbox.id, lambda: self._start(sandbox, pod, plan), name="start")
 
+    def pools(self) -> list[PoolStatus]:
+        return self._warm_pool.status()
+
     async def until_settled(self, sandbox_id: str) -> None:
         """Returns once nothing moves the sandbox."""
         await self._moves.until_still(sandbox_id)
 
     async def _start(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan) -> BroughtUp:
         began = asyncio.get_running_loop().time()
-        is_cold = pod.address is None
+        is_cold, claimed_id = pod.address is None, pod.id
         self._starting += is_cold
         try:
             async with asyncio.timeout(plan.deadline_s):
@@ -171,8 +181,10 @@ class Reconciler:
             log = _log.warning if isinstance(error, SandgateError | TimeoutError) else _log.exception
             log("sandbox_failed", sandbox_id=sandbox.id, problem=type(problem).__name__, reason=problem.message)
             self._journal.record(sandbox.id, f"Failed to start: {problem.message}", level=Level.ERROR)
-            await self._store.ask_to_stop(sandbox.id, failure=problem.message)
-            self.stop_soon(sandbox.id)
+            try:
+                await self._store.ask_to_stop(sandbox.id, failure=problem.message)
+            finally:
+                self.stop_soon(sandbox.id)  # also where the database is away: this goes on until it is back
             raise problem from error
         finally:
             self._starting -= is_cold
@@ -182,7 +194,7 @@ class Reconciler:
             sandbox_id=sandbox.id,
             pod_id=pod.id,
             template=sandbox.template.name,
-            warm=not is_cold,
+            warm=not is_cold and pod.id == claimed_id,
             took_s=took_s,
         )
         self._journal.record(sandbox.id, f"Started in {took_s} s.")
@@ -394,15 +406,29 @@ class Reconciler:
                 raise sandbox_not_found(sandbox_id)
             # The row first: what it says is put in force again by whoever starts next.
             await self._store.set_network(sandbox_id, rules)
-            self._directory.put(replace(live, sandbox=replace(live.sandbox, network=rules)))
+            self._directory.change(sandbox_id, network=rules)
             try:
+                self._unenforced.add(sandbox_id)
                 await self._engine.set_network(live.pod.id, rules.egress)
+                self._unenforced.discard(sandbox_id)
             except Exception as error:
                 raise engine_problem(
                     error, f"The network rules of sandbox {sandbox_id} are not in force yet"
                 ) from error
 
         await self._moves.run(sandbox_id, put_in_force, name="set network of")
+
+    async def _enforce_again(self, sandbox_id: str) -> None:
+        """Put rules in force that a caller was told are not in force yet."""
+
+        async def enforce() -> None:
+            live = self._directory.find(sandbox_id)
+            # A halted one gets its rules when it boots.
+            if live is not None and live.sandbox.pause_mode is not PauseMode.FILESYSTEM:
+                await self._engine.set_network(live.pod.id, live.sandbox.network.egress)
+            self._unenforced.discard(sandbox_id)
+
+        await self._as_move(sandbox_id, enforce, name="enforce rules of")
 
     # -- stopping ---------------------------------------------------------------------------------------------------
 
@@ -429,13 +455,18 @@ class Reconciler:
                 pod = await self._store.pod_of(sandbox_id)
                 if pod is not None:
                     await self._engine.stop(pod.id)
-                if (image := await self._store.last_use_of_image(sandbox_id)) is not None:
-                    await self._engine.remove_image(image)
                 await self._store.mark_stopped(sandbox_id, self._now())
+                await self._remove_unused_images()
         self._stopping.discard(sandbox_id)
         self._moves.forget(sandbox_id)
         self._journal.record(sandbox_id, "Stopped.")
         _log.info("sandbox_stopped", sandbox_id=sandbox_id)
+
+    async def _remove_unused_images(self) -> None:
+        """What forks were made from goes with the last of them. An image that something still needs stays for now."""
+        for image in await self._store.unused_fork_images():
+            if await self._engine.remove_image(image):
+                await self._store.forget_fork_image(image)
 
     # -- expiring ---------------------------------------------------------------------------------------------------
 
@@ -455,15 +486,18 @@ class Reconciler:
         """Pause or end what is due, then sleep until the next one is."""
         self._expiry_moved.clear()
         for sandbox_id in await self._store.expired(self._now()):
-            live = self._directory.find(sandbox_id)
-            if live is None or live.sandbox.lifecycle.on_timeout == "kill":
+            # From its row, because it may not have been adopted yet.
+            sandbox = await self._store.find(sandbox_id)
+            if sandbox is None:
+                continue
+            if sandbox.lifecycle.on_timeout == "kill":
                 self._journal.record(sandbox_id, "Its time is over.")
                 _log.info("sandbox_expired", sandbox_id=sandbox_id)
                 await self._store.ask_to_stop(sandbox_id)
                 self.stop_soon(sandbox_id)
             elif sandbox_id not in self._pausing:
                 self._pausing.add(sandbox_id)
-                mode = live.sandbox.lifecycle.pause_mode
+                mode = sandbox.lifecycle.pause_mode
                 self._spawn(self._pause_expired(sandbox_id, mode), f"pause {sandbox_id}")
         self._next_expiry = await self._store.next_expiry()
         sleep_s = _LONGEST_SLEEP_S
@@ -507,7 +541,7 @@ class Reconciler:
                 _log.warning("engine_unavailable", reason=str(error))
             except Exception:  # noqa: BLE001 - a full disk or a database that is away for a while must not end the sweep
                 _log.exception("sweep_failed")
-            await asyncio.sleep(_SWEEP_INTERVAL_S if self._starter.is_prepared else 1.0)
+            await asyncio.sleep(self._sweep_interval_s if self._starter.is_prepared else 1.0)
 
     async def _sweep(self) -> None:
         """Hold rows against pods: adopt, fail what died, finish what was begun, remove what nobody wants."""
@@ -523,20 +557,46 @@ class Reconciler:
             if pod is None or not _is_as_recorded(sandbox, seen):
                 self._spawn(self._repair_soon(sandbox.id), f"repair {sandbox.id}")
             elif self._directory.find(sandbox.id) is None:
-                _log.info("sandbox_adopted", sandbox_id=sandbox.id)
-                await self._adopt(sandbox, pod, seen)
+                await self._adopt_seen(sandbox.id, pod, seen)
         for pod_id in observed.keys() - recorded.keys():
             if VOLUME_LABEL in observed[pod_id].labels:
                 continue  # the pod of a volume, which its own room looks after
             _log.warning("pod_without_row_removed", pod_id=pod_id)
-            await self._engine.stop(pod_id)
+            try:
+                await self._engine.stop(pod_id)
+            except EngineUnavailable:
+                raise
+            except EngineError as error:
+                _log.warning("pod_not_removed", pod_id=pod_id, reason=str(error))
         await self._warm_pool.sweep(recorded, observed)
         for sandbox_id in await self._store.to_stop():
             self.stop_soon(sandbox_id)
+        for sandbox_id in self._unenforced:
+            self._spawn(self._enforce_again(sandbox_id), f"enforce rules of {sandbox_id}")
+        await self._remove_unused_images()
+
+    async def _adopt_seen(self, sandbox_id: str, pod: PodRecord, seen: Pod | None) -> None:
+        """Take up a sandbox whose pod was seen as its row says; as a move, because it may be told to stop meanwhile."""
+
+        async def adopt() -> None:
+            sandbox = await self._store.find(sandbox_id)
+            if sandbox is not None and _is_as_recorded(sandbox, seen):
+                await self._adopt(sandbox, pod, seen)
+                _log.info("sandbox_adopted", sandbox_id=sandbox_id)
+
+        await self._as_move(sandbox_id, adopt, name="adopt")
 
     async def _repair_soon(self, sandbox_id: str) -> None:
-        with suppress(Conflict):  # it is being stopped, which settles it too
-            await self._moves.run(sandbox_id, lambda: self._repair(sandbox_id), name="repair")
+        await self._as_move(sandbox_id, lambda: self._repair(sandbox_id), name="repair")
+
+    async def _as_move(self, sandbox_id: str, work: Callable[[], Coroutine[Any, Any, None]], *, name: str) -> None:
+        """Do what nobody waits for. One sandbox's trouble keeps the sweep from no other; the next one tries again."""
+        try:
+            await self._moves.run(sandbox_id, work, name=name)
+        except Conflict:
+            pass  # it is being stopped, which settles it too
+        except EngineError as error:
+            _log.warning("sandbox_not_swept", sandbox_id=sandbox_id, doing=name, reason=str(error))
 
     async def _repair(self, sandbox_id: str) -> None:
         """Bring a sandbox whose pod is not as its row says to where it should be, or give it up.
@@ -552,6 +612,10 @@ class Reconciler:
             await self._adopt(sandbox, pod, seen)
             return
         is_whole = seen is not None and all(container.state != "absent" for container in seen.containers)
+        if sandbox.status is Status.PAUSED and is_whole:
+            # Nobody waits for a resume that ended without a word, because the database was away.
+            await self._store.take_back_resume(sandbox_id)
+            sandbox = replace(sandbox, target=Status.PAUSED)
         if sandbox.target is Status.PAUSED and is_whole and seen is not None:
             # Also where the machine was started anew: frozen processes are gone then, and the files are still there.
             has_memory = all(container.state in ("running", "paused") for container in seen.containers)
@@ -568,7 +632,11 @@ class Reconciler:
     # -- tasks ------------------------------------------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        return self._tasks.create_task(_guarded(work, name), name=name)
+        guarded = _guarded(work, name)
+        task = self._tasks.create_task(guarded, name=name)
+        # Of a task that was cancelled before its first step nothing has run; elsewhere this does nothing.
+        task.add_done_callback(lambda _: work.close())
+        return task
 
 
 async def _guarded(work: Coroutine[Any, Any, None], name: str) -> None:

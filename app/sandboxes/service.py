@@ -88,6 +88,9 @@ class SandboxService:
         if idempotency_key is not None and (earlier := await self._made_by(team_id, idempotency_key, digest)):
             return earlier
         template = await self._templates.resolve(team_id, request.template)
+        if template.kind != "built-in":
+            # Before there is a row: between that and its start nothing may fail.
+            await self._templates.count_spawn(template.template_id)
         try:
             recorded = await self._record(
                 team_id, request, template, idempotency_key=idempotency_key, request_digest=digest
@@ -97,8 +100,6 @@ class SandboxService:
             if idempotency_key is not None and (earlier := await self._made_by(team_id, idempotency_key, digest)):
                 return earlier
             raise
-        if template.kind != "built-in":
-            await self._templates.count_spawn(template.template_id)
         return await self._bring_up(recorded)
 
     async def get(self, team_id: str, sandbox_id: str) -> SandboxView:
@@ -141,7 +142,9 @@ class SandboxService:
         live = self._directory.find(sandbox_id)
         if live is None or not live.may_resume:
             raise sandbox_not_found(sandbox_id)
-        await self._reconciler.resume(sandbox_id, timeout_s=live.sandbox.timeout_s)
+        # Its row is asked, because the directory does not follow every change of a time-out.
+        sandbox = await self._find(live.sandbox.team_id, sandbox_id)
+        await self._reconciler.resume(sandbox_id, timeout_s=sandbox.timeout_s)
 
     async def refresh(self, team_id: str, sandbox_id: str, duration_s: int) -> None:
         """Let a running sandbox live at least `duration_s` from now."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, RowMapping, Select, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -294,16 +294,21 @@ class Store:
             )
             await connection.execute(delete(sandboxes).where(sandboxes.c.stopped_at < now - _KEEP_STOPPED))
 
-    async def last_use_of_image(self, sandbox_id: str) -> str | None:
-        """The image that was made for this sandbox's fork, if no other sandbox that is alive was made from it."""
-        image = select(sandboxes.c.fork_image).where(sandboxes.c.id == sandbox_id).scalar_subquery()
-        others = select(sandboxes.c.id).where(
-            sandboxes.c.fork_image == image, sandboxes.c.id != sandbox_id, sandboxes.c.status != Status.STOPPED
+    async def unused_fork_images(self) -> list[str]:
+        """Images that were made for forks of which none is left."""
+        in_use = func.sum(case((sandboxes.c.status != Status.STOPPED, 1), else_=0))
+        query = (
+            select(sandboxes.c.fork_image)
+            .where(sandboxes.c.fork_image.is_not(None))
+            .group_by(sandboxes.c.fork_image)
+            .having(in_use == 0)
         )
-        async with self._database.reading() as connection:
-            if (await connection.execute(others.limit(1))).first() is not None:
-                return None
-            return (await connection.execute(select(image))).scalar_one_or_none()
+        return await self._ids(query)
+
+    async def forget_fork_image(self, image: str) -> None:
+        """The engine does not have it any more."""
+        async with self._database.transaction() as connection:
+            await connection.execute(update(sandboxes).where(sandboxes.c.fork_image == image).values(fork_image=None))
 
     # -- pods -------------------------------------------------------------------------------------------------------
 

@@ -292,10 +292,13 @@ async def test_a_forks_image_goes_with_the_last_sandbox_made_from_it(store: Stor
     for sandbox in (one, two):
         await store.insert(sandbox, make_pod(sandbox), fork_image="sandgate/fork:1")
     await store.insert(plain, make_pod(plain))
-    assert await store.last_use_of_image(plain.id) is None
-    assert await store.last_use_of_image(one.id) is None
+    await store.mark_stopped(plain.id, NOW)
     await store.mark_stopped(one.id, NOW)
-    assert await store.last_use_of_image(two.id) == "sandgate/fork:1"
+    assert await store.unused_fork_images() == []
+    await store.mark_stopped(two.id, NOW)
+    assert await store.unused_fork_images() == ["sandgate/fork:1"]
+    await store.forget_fork_image("sandgate/fork:1")
+    assert await store.unused_fork_images() == []
 
 
 async def test_rotation_keeps_secrets_readable_and_drops_the_old_key(

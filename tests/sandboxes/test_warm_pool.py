@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from app.engines.in_memory_engine import InMemoryEngine
+from app.engines.interface import Pod, PodSpec
 from app.sandboxes.models import PodRecord
+from app.sandboxes.warm_pool import PoolStatus
 from tests.in_process import Clock, ControlPlane, StartControlPlane, request
 from tests.pods import PodTransport
 
@@ -121,3 +123,81 @@ async def test_a_claimed_pod_that_does_not_answer_is_replaced_by_a_cold_one(
             while list(await engine.observe()) != [pod.id]:
                 await asyncio.sleep(0.002)
         assert second.directory.find(view.sandbox.id) is not None
+
+
+async def test_a_waiting_pod_whose_agent_does_not_answer_is_replaced(
+    start_control_plane: StartControlPlane, engine: InMemoryEngine, pods: PodTransport
+) -> None:
+    async with start_control_plane(warm=1, sweep_interval_s=0.01) as control_plane:
+        (warm,) = await until_waiting(control_plane, 1)
+        pods.broken.add(f"{warm.id}.pod")
+        async with asyncio.timeout(5):
+            while [pod.id for pod in await waiting(control_plane)] in ([], [warm.id]):
+                await asyncio.sleep(0.002)
+        assert warm.id not in await engine.observe()
+        (pool,) = control_plane.reconciler.pools()
+        assert pool.replaced == 1
+
+
+async def test_a_pool_tells_how_often_it_was_empty(start_control_plane: StartControlPlane) -> None:
+    async with start_control_plane(warm=1) as control_plane:
+        await until_waiting(control_plane, 1)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(control_plane.service.create(control_plane.team_id, request()))
+        await until_waiting(control_plane, 3)
+        assert control_plane.reconciler.pools() == [
+            PoolStatus(templates=("base",), size=1, wanted=3, waiting=3, warm_creates=1, cold_creates=2, replaced=0)
+        ]
+
+
+async def images_that_wait(control_plane: ControlPlane, engine: InMemoryEngine) -> list[str]:
+    pods = await waiting(control_plane)
+    observed = await engine.observe()
+    return [engine.spec_of(pod.id).containers[0].image for pod in pods if pod.id in observed]
+
+
+async def test_a_pool_follows_a_template_that_is_built_anew(
+    start_control_plane: StartControlPlane, engine: InMemoryEngine
+) -> None:
+    async with start_control_plane(warm=1, warm_template="mine", sweep_interval_s=0.01) as control_plane:
+        assert control_plane.reconciler.pools() == []
+        images: list[str | None] = []
+        for _ in range(2):
+            source = (await control_plane.service.create(control_plane.team_id, request())).sandbox
+            await control_plane.service.snapshot(control_plane.team_id, source.id, "mine")
+            images.append((await control_plane.templates.resolve(control_plane.team_id, "mine")).image)
+            async with asyncio.timeout(5):
+                while await images_that_wait(control_plane, engine) != images[-1:]:
+                    await asyncio.sleep(0.002)
+        assert images[0] != images[1]
+        (pod,) = await waiting(control_plane)
+        view = await control_plane.service.create(control_plane.team_id, request(template="mine"))
+        claimed = await control_plane.store.pod_of(view.sandbox.id)
+        assert claimed is not None
+        assert claimed.id == pod.id
+
+
+class EngineWithoutImages(InMemoryEngine):
+    """Knows no image until it is told that it does."""
+
+    def __init__(self) -> None:
+        super().__init__({}, address_of=lambda spec: f"{spec.pod_id}.pod")
+        self.starts = asyncio.Event()
+
+    async def start(self, spec: PodSpec) -> Pod:
+        self.starts.set()
+        return await super().start(spec)
+
+
+async def test_a_pod_that_cannot_be_made_leaves_nothing_and_is_tried_again_later(
+    start_control_plane: StartControlPlane,
+) -> None:
+    engine = EngineWithoutImages()
+    async with start_control_plane(engine=engine, warm=1) as control_plane:
+        async with asyncio.timeout(5):
+            await engine.starts.wait()
+            while await control_plane.store.pods():
+                await asyncio.sleep(0.002)
+        (pool,) = control_plane.reconciler.pools()
+        assert (pool.wanted, pool.waiting) == (1, 0)
