@@ -127,6 +127,22 @@ class Installation:
         assert answer.status_code == 201, f"{answer.text}\n{self.log.read_text()[-3000:]}"
         return dict(answer.json())
 
+    def servers(self, sandbox_id: str) -> dict[str, Any]:
+        """What becomes of a sandbox's MCP servers, once none of them is starting."""
+        found: dict[str, Any] = {}
+
+        def have_settled() -> bool:
+            with self.http() as http:
+                found.update(http.get(f"/sandboxes/{sandbox_id}").json()["mcp"]["servers"])
+            return all(server["state"] != "starting" for server in found.values())
+
+        wait_until(have_settled, lambda: found)
+        return found
+
+    def states(self, sandbox_id: str) -> dict[str, str]:
+        """The same, without why."""
+        return {name: server["state"] for name, server in self.servers(sandbox_id).items()}
+
     def delete(self, sandbox_id: str) -> None:
         with self.http() as http:
             http.delete(f"/sandboxes/{sandbox_id}")

@@ -236,8 +236,7 @@ def test_a_sandbox_full_of_processes_harms_no_other(installation: Installation, 
     assert installation.sdk(other["sandboxID"]).commands.run("echo alive").stdout == "alive\n"
     with installation.http() as client:
         # The gateway is another container, with processes of its own.
-        states = client.get(f"/sandboxes/{created['sandboxID']}").json()["mcp"]["servers"]
-        assert states["time"]["state"] == "ready"
+        assert installation.states(created["sandboxID"]) == {"time": "ready"}
         assert growing.kill()
         assert full.commands.run("pkill -f [g]row.py; echo alive", user="root").stdout == "alive\n"
         assert client.delete(f"/sandboxes/{created['sandboxID']}").status_code == 204
@@ -297,7 +296,7 @@ def test_the_edge_leads_to_no_control_door(installation: Installation, sandbox: 
     # Nothing was taken over.
     assert installation.sdk(sandbox_id).commands.run("echo mine").stdout == "mine\n"
     with installation.http() as client:
-        assert client.get(f"/sandboxes/{sandbox_id}").json()["mcp"]["servers"]["probe"]["state"] == "ready"
+        assert installation.states(sandbox_id) == {"probe": "ready"}
 
 
 def test_tokens_of_one_sandbox_open_no_other(

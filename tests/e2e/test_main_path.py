@@ -50,9 +50,13 @@ def sdk(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def test_every_server_is_ready_when_create_answers(sandbox: dict[str, Any]) -> None:
-    states = {name: server["state"] for name, server in sandbox["mcp"]["servers"].items()}
-    assert states == dict.fromkeys(EVERY_SERVER, "ready")
+def test_every_server_is_listed_when_create_answers_and_ready_soon(
+    installation: Installation, sandbox: dict[str, Any]
+) -> None:
+    assert {name: server["listed"] for name, server in sandbox["mcp"]["servers"].items()} == dict.fromkeys(
+        EVERY_SERVER, True
+    )
+    assert installation.states(sandbox["sandboxID"]) == dict.fromkeys(EVERY_SERVER, "ready")
 
 
 @pytest.mark.parametrize("era", ["legacy", "auto"])
@@ -243,11 +247,10 @@ def test_a_server_that_never_answers_is_given_up(installation: Installation) -> 
 async def test_a_failed_server_does_not_hide_the_others(installation: Installation) -> None:
     options = {"onFailure": "degrade"}
     created = installation.create(mcp={"time": {}, "silent": {}, "exits": {"apiKey": SECRET}}, mcpOptions=options)
-    with installation.http() as http:
-        detail = http.get(f"/sandboxes/{created['sandboxID']}").json()
-    states = {name: server["state"] for name, server in detail["mcp"]["servers"].items()}
+    servers = installation.servers(created["sandboxID"])
+    states = {name: server["state"] for name, server in servers.items()}
     assert states == {"time": "ready", "silent": "failed", "exits": "failed"}
-    assert detail["mcp"]["servers"]["exits"]["stderr"][-1] == "cannot go on with ***"
+    assert servers["exits"]["stderr"][-1] == "cannot go on with ***"
     async with mcp_client(created) as client:
         assert {tool.name for tool in (await client.list_tools()).tools} == {"get_current_time", "convert_time"}
     installation.delete(created["sandboxID"])
