@@ -19,7 +19,7 @@ from rich.table import Table
 
 from app.accounts import Accounts
 from app.build_display import BuildDisplay
-from app.cli_packages import catalog
+from app.cli_packages import catalog, install_first_servers
 from app.database import Database
 from app.doctor import diagnose
 from app.edge.edge import Edge
@@ -74,6 +74,8 @@ def serve(
         if setup:
             _ensure_engine(settings)
             _ensure_images(settings)
+            if not (settings.home / "api-key").exists():  # the first start of this home
+                install_first_servers(settings)
         configure_logging()
         _raise_file_limit()
         # Before anything of a running one is touched, and before the start, whose failures uvicorn tells as tracebacks.

@@ -29,6 +29,8 @@ from app.verification import Results, Verification, Verifier, make_page
 
 __all__ = ["catalog"]
 
+FIRST_SERVERS = ("time", "fetch", "git")
+"""The MCP servers that the first lines to paste name."""
 _AT_ONCE = 3
 
 Keys = Annotated[list[str] | None, typer.Argument(help="Keys, aliases or catalog names.", show_default=False)]
@@ -53,17 +55,32 @@ def install(
 
     async def run() -> list[str]:
         async with _tools(settings) as tools:
-
-            async def one(definition: ServerDefinition, report: Report) -> str:
-                assert definition.package is not None
-                if await tools.packages.is_installed(definition.package):
-                    return "is installed"
-                await tools.packages.ensure(definition.key, definition.package, report)
-                return "installed"
-
-            return await _each([entry.definition for entry in wanted], one, at_once=jobs)
+            return await _install_all(tools.packages, wanted, at_once=jobs)
 
     _exit_with(asyncio.run(run()))
+
+
+def install_first_servers(settings: Settings) -> None:
+    """Install what the lines that a start prints ask for. What fails is told, and tried again at its first use."""
+    wanted = _package_servers(make_catalog(settings), FIRST_SERVERS, every=False)
+
+    async def run() -> list[str]:
+        async with _tools(settings) as tools:
+            return await _install_all(tools.packages, wanted, at_once=_AT_ONCE)
+
+    for failure in asyncio.run(run()):
+        console.print(f"[yellow]{escape(failure)}[/]")
+
+
+async def _install_all(packages: PackageStore, wanted: Sequence[Entry], *, at_once: int) -> list[str]:
+    async def one(definition: ServerDefinition, report: Report) -> str:
+        assert definition.package is not None
+        if await packages.is_installed(definition.package):
+            return "is installed"
+        await packages.ensure(definition.key, definition.package, report)
+        return "installed"
+
+    return await _each([entry.definition for entry in wanted], one, at_once=at_once)
 
 
 @catalog.command("lock")
