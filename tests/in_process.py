@@ -25,9 +25,10 @@ from app.packages import PackageLocks, PackageStore
 from app.sandboxes.directory import Directory
 from app.sandboxes.journal import Journal
 from app.sandboxes.models import CreateSandbox
-from app.sandboxes.planning import STDIO_BRIDGE, Blueprint, plan_sandbox
+from app.sandboxes.planning import Blueprint, plan_sandbox
 from app.sandboxes.pod_clients import AgentClient, GatewayClient
 from app.sandboxes.reconciler import Reconciler
+from app.sandboxes.server_containers import STDIO_BRIDGE
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
 from app.sandboxes.tool_memory import ToolMemory

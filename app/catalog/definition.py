@@ -19,6 +19,22 @@ from app.catalog.manifest_parts import ConfigObject, Items, ManifestPart, Text, 
 from app.catalog.package import Package
 from app.catalog.templates import Reference, TemplateError
 
+Capability: TypeAlias = Literal[
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+]
+"""Those that mean nothing outside the container: Docker's default set without NET_RAW and MKNOD."""
+
 Placement: TypeAlias = Literal["gateway", "workspace"]
 """Where a package server runs: beside the gateway, away from the agent, or in the workspace, with the agent's files."""
 
@@ -153,6 +169,9 @@ class ServerDefinition(ManifestPart):
     ] = ()
     """`<name>:<path>[:ro]` of an image server: storage that the operator made on the container engine as the volume
     `sandgate-own-<name>`, the same for every sandbox. Imported definitions cannot ask for it."""
+    capabilities: Items[Capability] = ()
+    """Linux capabilities an image server keeps, where all are dropped otherwise. Imported definitions cannot ask for
+    them."""
     host_paths: Items[Text] = ()
     """`<path of the host>:<path>[:ro]` that an image server would mount, with templates; refused when it is used."""
     host_access: Mapping[str, JsonValue] = {}
@@ -226,6 +245,8 @@ class ServerDefinition(ManifestPart):
             refuse(
                 "operatorVolumes", "only a definition of the operator's own may name volumes of the container engine"
             )
+        if imported and self.capabilities:
+            refuse("capabilities", "only a definition of the operator's own may keep capabilities")
         return self
 
     def _check_kind(self) -> None:
@@ -243,7 +264,8 @@ class ServerDefinition(ManifestPart):
             refuse("command", "a remote server has no command")
         if self.cwd is not None and not self.package:
             refuse("cwd", "only a package server has a working directory of its choice")
-        for field in ("volumes", "operator_volumes", "host_paths", "host_access", "user", "disable_network"):
+        only_of_images = ("volumes", "operator_volumes", "host_paths", "host_access", "capabilities")
+        for field in (*only_of_images, "user", "disable_network"):
             if getattr(self, field) and not self.image:
                 refuse(to_camel(field), "only an image server can have it")
         if self.placement == "workspace" and not self.package:

@@ -50,6 +50,7 @@ class ImageRun:
     operator_volumes: tuple[str, ...] = ()
     """`<name>:<path>[:ro]`, volumes that the operator made on the engine."""
     limits: Limits = Limits()
+    capabilities: tuple[str, ...] = ()
     disable_network: bool = False
 
 
@@ -98,6 +99,7 @@ def render(
             volumes=definition.volumes,
             operator_volumes=definition.operator_volumes,
             limits=definition.limits,
+            capabilities=definition.capabilities,
             disable_network=definition.disable_network,
         )
     else:

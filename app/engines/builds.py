@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from app.engines.interface import File, Limits
+from app.engines.jobs import Report
 from app.errors import EngineError
 
 OnOutput = Callable[[bytes], None]
@@ -95,8 +96,11 @@ class Builds(Protocol):
         """An image that is on the engine under exactly this name (`:latest` if it has no tag)."""
         ...
 
-    async def pull(self, image: str, login: RegistryLogin | None = None) -> None:
-        """Fetch an image from its registry. Raises: ImagePullError, EngineOutOfSpace."""
+    async def pull(self, image: str, login: RegistryLogin | None = None, *, report: Report = lambda line: None) -> None:
+        """Fetch an image from its registry. `report` takes how far it is, about every second.
+
+        Raises: ImagePullError, EngineOutOfSpace.
+        """
         ...
 
     async def run(self, step: BuildStep, on_output: OnOutput) -> int:

@@ -36,6 +36,8 @@ from app.engines.docker_client import DockerClient
 from app.engines.docker_helpers import remove_container
 from app.engines.docker_networks import DockerNetworks
 from app.engines.docker_pods import PodNetwork
+from app.engines.jobs import Report
+from app.engines.pull_progress import PullProgress
 from app.errors import EngineError
 
 T = TypeVar("T")
@@ -65,14 +67,19 @@ class DockerBuilds:
         doing = f"look for image {image}"
         return await self._client.call(lambda api: _find_image(api, image), doing=doing, timeout_s=_QUICK_S)
 
-    async def pull(self, image: str, login: RegistryLogin | None = None) -> None:
+    async def pull(self, image: str, login: RegistryLogin | None = None, *, report: Report = lambda line: None) -> None:
         name, tag = _split(image)
         # With an empty login the SDK would send what the operator's own Docker configuration holds.
         auth = {"username": login.username if login else "", "password": login.password if login else ""}
 
+        loop = asyncio.get_running_loop()
+
         def pull(api: docker.APIClient) -> None:
+            progress = PullProgress()
             try:
                 for event in api.pull(name, tag=tag, stream=True, decode=True, auth_config=auth):
+                    if line := progress.take(event):
+                        loop.call_soon_threadsafe(report, line)
                     if "error" in event:
                         raise ImagePullError(f"Image {image} cannot be pulled: {event['error']}")
             except APIError as error:

@@ -14,6 +14,7 @@ from app.engines.builds import (
     OnOutput,
     RegistryLogin,
 )
+from app.engines.jobs import Report
 from app.errors import ImageMissing
 
 Behaviour = Callable[[BuildStep, OnOutput], Awaitable[int]]
@@ -36,6 +37,9 @@ class InMemoryBuilds:
         """What can be pulled."""
         self.logins: list[RegistryLogin | None] = []
         """Those that came with pulls."""
+        self.may_pull = asyncio.Event()
+        """While cleared, pulls go on and on."""
+        self.may_pull.set()
         self._images = images
         self._answer = answer
         self._under_way = 0
@@ -48,9 +52,11 @@ class InMemoryBuilds:
             return None
         return ImageFacts(image_id=self._id(image), env={}, labels=self.labels.get(image, {}))
 
-    async def pull(self, image: str, login: RegistryLogin | None = None) -> None:
+    async def pull(self, image: str, login: RegistryLogin | None = None, *, report: Report = lambda line: None) -> None:
         await self._answer(f"pull image {image}")
         self.logins.append(login)
+        report("1 of 2 layers")
+        await self.may_pull.wait()
         if image not in self.registry:
             raise ImagePullError(f"Image {image} cannot be pulled: no such image")
         self._images[image] = self.registry[image]

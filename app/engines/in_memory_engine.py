@@ -60,6 +60,8 @@ class InMemoryEngine:
         """`images` maps an image to its files by path."""
         self.is_away = False
         """While set, every verb raises EngineUnavailable."""
+        self.refused_roles: dict[str, str] = {}
+        """Containers that cannot be attached, and why."""
         self._images: dict[str, Mapping[str, bytes]] = dict(images)
         self.builds = InMemoryBuilds(self._images, self._answer)
         self.jobs = InMemoryJobs(self._images, self._answer)
@@ -121,6 +123,9 @@ class InMemoryEngine:
             await self._answer(f"start container {container.role}")
             if self._pods.get(pod_id) is not pod:
                 raise EngineError(f"Pod {pod_id} was stopped while it was being started.")
+            if container.role in self.refused_roles:
+                refused[container.role] = self.refused_roles[container.role]
+                continue
             if container.image.removesuffix(_PINNED) not in self._images:
                 refused[container.role] = f"image {container.image} is not on the engine"
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from app.engines.interface import ContainerStatus, Pod
 from app.errors import (
@@ -10,7 +10,6 @@ from app.errors import (
     EngineOutOfSpace,
     EngineUnavailable,
     ImageMissing,
-    InvalidRequest,
     NotFound,
     OutOfSpace,
     PodGone,
@@ -25,6 +24,12 @@ from app.sandboxes.planning import SandboxPlan
 
 def sandbox_not_found(sandbox_id: str) -> NotFound:
     return NotFound(f"Sandbox {sandbox_id} was not found. It never was, was killed, or has reached its end of life.")
+
+
+def raise_for(failures: Mapping[str, str]) -> None:
+    """Raises: ServerStartFailed if there is one."""
+    if failures:
+        raise ServerStartFailed("Failed to start MCP gateway: " + "\n".join(failures.values()))
 
 
 def raise_unless_up(servers: Sequence[ServerStatus]) -> None:
@@ -44,11 +49,6 @@ def raise_unless_up(servers: Sequence[ServerStatus]) -> None:
 def start_problem(error: Exception, sandbox_id: str, plan: SandboxPlan) -> Problem:
     """What the caller of a create is told."""
     match error:
-        case ImageMissing() if (server := plan.server_of_image(error.image)) is not None:
-            return InvalidRequest(
-                f"Failed to start MCP gateway: MCP server {server!r} needs the image {error.image}, which is not"
-                " on the container engine and could not be used. Pull or build it there first."
-            )
         case TimeoutError():
             return SandboxFailed(f"Sandbox {sandbox_id} was not up within {plan.deadline_s:g} s and was removed.")
         case _:
@@ -79,7 +79,7 @@ def engine_problem(error: Exception, what: str) -> Problem:
 def death(sandbox_id: str, seen: Pod | None) -> str:
     if seen is None or not seen.containers:
         return f"The containers of sandbox {sandbox_id} are gone."
-    ended = [_end_of(container) for container in seen.containers if container.state != "running"]
+    ended = [_end_of(container) for container in seen.own if container.state != "running"]
     return f"Sandbox {sandbox_id} lost " + ", ".join(ended or ["its network address"]) + "."
 
 

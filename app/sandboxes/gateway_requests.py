@@ -9,8 +9,9 @@ from typing import Any
 import structlog
 
 from app.catalog import Catalog
-from app.errors import Problem
+from app.errors import SandgateError
 from app.sandboxes.directory import Directory
+from app.sandboxes.failures import engine_problem
 from app.sandboxes.gateway_setup import GatewaySetup
 from app.sandboxes.models import LiveSandbox
 from app.sandboxes.planning import check_known
@@ -72,8 +73,8 @@ class GatewayRequests:
                     await self._setup.replace_servers(
                         live, address, request["mcp"], options, caller_token=request["token"], wait_s=_DEADLINE_S
                     )
-        except Problem as problem:
-            return problem.message
+        except SandgateError as error:
+            return engine_problem(error, f"The MCP servers of sandbox {live.sandbox_id} could not be set").message
         except TimeoutError:
             return f"The servers were not up within {_DEADLINE_S:g} s."
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,16 +10,20 @@ import orjson
 import structlog
 
 from app.catalog import Catalog
-from app.errors import InvalidRequest, ServerStartFailed
+from app.engines.interface import Engine
 from app.packages import PackageStore
 from app.sandboxes.directory import Directory
-from app.sandboxes.failures import raise_unless_up
+from app.sandboxes.failures import raise_for, raise_unless_up
+from app.sandboxes.gateway_plan import GatewayPlan
+from app.sandboxes.image_pulls import ImagePulls
 from app.sandboxes.models import LiveSandbox, McpOptions, PodRecord, Sandbox, ServerStatus
-from app.sandboxes.package_installs import install_packages, with_failures
-from app.sandboxes.planning import Blueprint, GatewayPlan, make_gateway_config, plan_gateway
+from app.sandboxes.planning import Blueprint, make_gateway_config, plan_gateway
 from app.sandboxes.pod_clients import GatewayClient, PodUnreachableError
+from app.sandboxes.server_containers import STDIO_BRIDGE, with_bridge
+from app.sandboxes.server_preparation import prepare_servers
+from app.sandboxes.servers_aside import ServersAside
 from app.sandboxes.store import Store
-from app.sandboxes.tool_memory import Lists, ToolMemory
+from app.sandboxes.tool_memory import Lists, ToolMemory, tools_in
 
 _START_WAIT_S = 120.0
 """The gateway itself gives up on a server after its own start time-out, well before this."""
@@ -32,7 +36,9 @@ class GatewaySetup:
         self,
         *,
         store: Store,
+        engine: Engine,
         gateways: GatewayClient,
+        pulls: ImagePulls,
         memory: ToolMemory,
         packages: PackageStore,
         directory: Directory,
@@ -40,25 +46,62 @@ class GatewaySetup:
         blueprint: Blueprint,
     ) -> None:
         self._store = store
+        self._engine = engine
         self._gateways = gateways
+        self._pulls = pulls
         self._memory = memory
         self._packages = packages
         self._directory = directory
         self._catalog = catalog
         self._blueprint = blueprint
+        self._aside = ServersAside()
+        self._stdio_bridge: bytes | None = None
 
-    async def install(self, plan: GatewayPlan, options: McpOptions) -> Mapping[str, str]:
-        """Make sure that the servers' packages are installed. Gives why one could not be, by server key.
+    # -- before the gateway is told ---------------------------------------------------------------------------------
+
+    async def prepare(self, sandbox: Sandbox) -> Sandbox:
+        """Make sure that what its servers need is installed or pulled; gives the sandbox with those that have it.
 
         Raises: EngineError, ServerStartFailed if a failure fails the whole.
         """
-        failures = await install_packages(self._packages, plan.packages)
-        if failures and options.on_failure == "fail":
-            raise ServerStartFailed("Failed to start MCP gateway: " + "\n".join(failures.values()))
-        return failures
+        planned = _plan_of(sandbox)
+        plan = await self._fetch(sandbox, planned, planned.keys)
+        return sandbox if plan == planned else await self._record(sandbox, plan)
 
-    async def configure(self, sandbox: Sandbox, pod: PodRecord, plan: GatewayPlan, address: str) -> list[ServerStatus]:
+    async def _fetch(self, sandbox: Sandbox, plan: GatewayPlan, keys: Collection[str]) -> GatewayPlan:
+        """The plan without those of `keys` that could not be had."""
+        fetched = plan.only(keys)
+        self._aside.begin(sandbox.id, [*fetched.packages, *fetched.image_servers])
+        try:
+            prepared = await prepare_servers(
+                self._packages, self._pulls, fetched, lambda key, line: self._aside.tell(sandbox.id, key, line)
+            )
+            if sandbox.secrets.mcp_options.on_failure == "fail":
+                raise_for(prepared.failures)
+        finally:
+            self._aside.end(sandbox.id, fetched.keys)
+        self._aside.fail(sandbox.id, prepared.failures)
+        return plan.pinned(prepared.images).without(prepared.failures)
+
+    async def _record(self, sandbox: Sandbox, plan: GatewayPlan) -> Sandbox:
+        """Keep what came of a plan, so that it is the same after a restart and a resume."""
+        sandbox = replace(sandbox, secrets=replace(sandbox.secrets, gateway=plan))
+        await self._store.set_secrets(sandbox)
+        return sandbox
+
+    def servers_aside(self, sandbox: Sandbox) -> tuple[ServerStatus, ...]:
+        """Those of a sandbox's servers that its gateway is not told of (yet)."""
+        return self._aside.states(sandbox)
+
+    def forget(self, sandbox_id: str) -> None:
+        """The sandbox is being stopped."""
+        self._aside.forget(sandbox_id)
+
+    # -- telling it -------------------------------------------------------------------------------------------------
+
+    async def configure(self, sandbox: Sandbox, pod: PodRecord, address: str) -> None:
         """Hand the gateway its configuration, as soon as it listens; the caller bounds the wait."""
+        plan = _plan_of(sandbox)
         recalled = await self._memory.recall(sandbox.team_id, plan.fingerprints.values())
         remembered = {
             server: orjson.Fragment(recalled[fingerprint].content)
@@ -68,23 +111,58 @@ class GatewaySetup:
         config = make_gateway_config(
             plan, sandbox.secrets.mcp_options, pod, sandbox.secrets.mcp_tokens, remembered=remembered
         )
-        return await self._gateways.configure(address, pod.secrets.gateway_token, config)
+        await self._gateways.configure(address, pod.secrets.gateway_token, config)
 
-    async def settle(
-        self, sandbox: Sandbox, pod: PodRecord, address: str, servers: list[ServerStatus]
-    ) -> tuple[ServerStatus, ...]:
+    async def attach(self, sandbox: Sandbox, pod: PodRecord, address: str) -> Sandbox:
+        """Add the containers of image servers to the running pod; gives the sandbox with those that it has.
+
+        Raises: EngineError, PodUnreachableError, ServerStartFailed if a failure fails the whole.
+        """
+        plan = sandbox.secrets.gateway
+        if plan is None or not plan.image_servers:
+            return sandbox
+        containers = with_bridge(plan.image_servers.values(), await self._bridge())
+        refused = await self._engine.attach(pod.id, containers)
+        if not refused:
+            return sandbox
+        failures = {
+            key: f"MCP server {key!r} cannot be run in a container: {refused[container.role]}"
+            for key, container in plan.image_servers.items()
+            if container.role in refused
+        }
+        if sandbox.secrets.mcp_options.on_failure == "fail":
+            raise_for(failures)
+        await self._engine.detach(pod.id, refused)
+        self._aside.fail(sandbox.id, failures)
+        sandbox = await self._record(sandbox, plan.without(failures))
+        await self.configure(sandbox, pod, address)
+        return sandbox
+
+    async def _bridge(self) -> bytes:
+        if self._stdio_bridge is None:
+            self._stdio_bridge = await self._engine.read_file(self._blueprint.gateway_image, STDIO_BRIDGE)
+        return self._stdio_bridge
+
+    async def settle(self, sandbox: Sandbox, pod: PodRecord, address: str) -> tuple[ServerStatus, ...]:
         """States of the MCP servers, once each can be listed or has failed if the caller wants to wait.
 
-        Raises: ServerStartFailed.
+        Raises: ServerStartFailed, PodUnreachableError.
         """
+        if sandbox.secrets.gateway is None:
+            return ()
+        wait_s = _START_WAIT_S if sandbox.secrets.mcp_options.wait else 0
+        return await self._states(sandbox, pod, address, wait_s=wait_s)
+
+    async def _states(
+        self, sandbox: Sandbox, pod: PodRecord, address: str, *, wait_s: float
+    ) -> tuple[ServerStatus, ...]:
         options = sandbox.secrets.mcp_options
-        if options.wait and any(server.state == "starting" and not server.listed for server in servers):
-            servers = await self._gateways.status(
-                address, pod.secrets.gateway_token, wait_s=_START_WAIT_S, until_listed=True
-            )
+        servers = await self._gateways.status(address, pod.secrets.gateway_token, wait_s=wait_s, until_listed=True)
         if options.wait and options.on_failure == "fail":
             raise_unless_up(servers)
-        return tuple(servers)
+        return (*servers, *self._aside.states(sandbox))
+
+    # -- remembering what servers list ------------------------------------------------------------------------------
 
     async def learn(self, sandbox: Sandbox, pod: PodRecord, plan: GatewayPlan, address: str) -> None:
         """Remember what the servers list, once they have started."""
@@ -103,9 +181,21 @@ class GatewaySetup:
                     content = await self._gateways.lists(address, token, server.name)
                     lists = Lists(server.digest, content)
                     await self._memory.remember(sandbox.team_id, fingerprint, server.name, lists)
+                    self._make_searchable(server.name, content)
         except PodUnreachableError as error:
             # It was killed or paused meanwhile. The next sandbox with these servers teaches the same.
             _log.info("lists_not_learned", sandbox_id=sandbox.id, reason=str(error))
+
+    async def make_all_searchable(self) -> None:
+        """Let the catalog's search find servers by the tools that are remembered from before."""
+        async for server, content in self._memory.all():
+            self._make_searchable(server, content)
+
+    def _make_searchable(self, server: str, content: bytes) -> None:
+        if (definition := self._catalog.find(server)) is not None:
+            self._catalog.remember_tools(definition.key, tools_in(content))
+
+    # -- changing it ------------------------------------------------------------------------------------------------
 
     async def replace_servers(
         self,
@@ -117,30 +207,41 @@ class GatewaySetup:
         caller_token: str | None,
         wait_s: float,
     ) -> tuple[LiveSandbox, tuple[ServerStatus, ...]]:
-        """Give a running sandbox other servers; those that are as before go on running.
+        """Give a running sandbox other servers; those that are as before go on running, as they were rendered then.
 
-        Raises: InvalidRequest, ServerStartFailed, PodUnreachableError.
+        Raises: InvalidRequest, ServerStartFailed, EngineError, PodUnreachableError.
         """
         old = live.sandbox.secrets
+        earlier = _plan_of(live.sandbox)
         placement = {key: value for key, value in options.placement.items() if key in mcp}
         tools = {key: value for key, value in options.tools.items() if key in mcp}
         options = replace(options, placement=placement, tools=tools)
-        plan = plan_gateway(mcp, options, self._catalog, self._blueprint)
-        was = plan_gateway(old.mcp, old.mcp_options, self._catalog, self._blueprint)
-        if plan.image_servers != was.image_servers:
-            raise InvalidRequest(
-                "MCP servers that run from an image have containers of their own, which are made with the sandbox:"
-                " name them when the sandbox is created."
-            )
-        failures = await self.install(plan, options)
+        unchanged = {
+            key
+            for key in earlier.keys & mcp.keys()
+            if old.mcp.get(key) == mcp[key] and old.mcp_options.placement.get(key) == placement.get(key)
+        }
+        plan = plan_gateway(mcp, options, self._catalog, self._blueprint, earlier=earlier, unchanged=unchanged)
         secrets = replace(old, mcp=mcp, mcp_options=options, caller_mcp_token=caller_token or old.caller_mcp_token)
-        live = replace(live, sandbox=replace(live.sandbox, secrets=secrets))
-        await self._store.set_secrets(live.sandbox)
-        self._directory.change(live.sandbox_id, secrets=secrets)
-        await self.configure(live.sandbox, live.pod, plan, address)
-        servers = await self._gateways.status(
-            address, live.pod.secrets.gateway_token, wait_s=wait_s if options.wait else 0, until_listed=True
+        sandbox = replace(live.sandbox, secrets=secrets)
+        plan = await self._fetch(sandbox, plan, plan.keys - unchanged)
+        # Recorded before anything of the pod is changed, so that whoever comes next knows what may be there.
+        sandbox = await self._record(sandbox, plan)
+        self._directory.change(sandbox.id, secrets=sandbox.secrets)
+        stay = {container.role for container in plan.image_servers.values()}
+        gone = {container.role for container in earlier.image_servers.values()} - stay
+        if gone:
+            await self._engine.detach(live.pod.id, gone)
+        await self.configure(sandbox, live.pod, address)
+        sandbox = await self.attach(sandbox, live.pod, address)
+        self._directory.change(sandbox.id, secrets=sandbox.secrets)
+        return replace(live, sandbox=sandbox), await self._states(
+            sandbox, live.pod, address, wait_s=wait_s if options.wait else 0
         )
-        if options.wait and options.on_failure == "fail":
-            raise_unless_up(servers)
-        return live, with_failures(servers, failures)
+
+
+def _plan_of(sandbox: Sandbox) -> GatewayPlan:
+    plan = sandbox.secrets.gateway
+    if plan is None:
+        raise ValueError(f"sandbox {sandbox.id} has no gateway")
+    return plan

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
+from app.sandboxes.gateway_plan import GatewayPlan
 from app.sandboxes.network_rules import NetworkRules
 from app.templates import ResolvedTemplate
 
@@ -89,7 +90,9 @@ class SandboxSecrets:
     envs: Mapping[str, str] = field(repr=False)
     mcp: Mapping[str, Mapping[str, Any]] = field(repr=False)
     mcp_options: McpOptions
-    mcp_token: str | None = field(repr=False)
+    gateway: GatewayPlan | None = field(default=None, repr=False)
+    """What `mcp` came to; None without a gateway. It lacks the servers that could not be prepared."""
+    mcp_token: str | None = field(default=None, repr=False)
     """The bearer token handed out at creation; None without a gateway."""
     traffic_token: str | None = field(default=None, repr=False)
     """What requests for services in the sandbox show where its traffic is not public."""

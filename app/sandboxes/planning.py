@@ -6,8 +6,8 @@ Pure: no I/O, no clock, no randomness. Most rules of the product are here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -28,23 +28,20 @@ from app.catalog import (
     render_custom,
     render_inline,
 )
-from app.catalog.package import Package
 from app.engines.interface import ContainerSpec, EgressRules, File, Limits, PodSpec, VolumeMount
 from app.errors import InvalidRequest
 from app.packages import STORE_MOUNT
+from app.sandboxes.gateway_plan import GatewayPlan
 from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord
+from app.sandboxes.server_containers import SOCKETS, free_place, server_container, socket_volumes
 from app.templates import ResolvedTemplate
 
 AGENT_TOKEN_FILE = "/run/sandgate/agent-control-token"
 VOLUME_LABEL = "volume"
 """Of the pods that serve a volume's files (`app.volumes`); they belong to no sandbox and have no row."""
 GATEWAY_TOKEN_FILE = "/run/sandgate/gateway-control-token"
-STDIO_BRIDGE = "/opt/sandgate/stdio-bridge"
-"""Where the gateway's image keeps the program that becomes the entrypoint of image servers."""
 STDIO_DOOR_PORT = 49984
 
-_BRIDGE_IN_SERVER = "/.sandgate/stdio-bridge"
-_SOCKET_DIRECTORY = "/run/sandgate-server"
 _POD_START_S = 60.0
 
 WORKSPACE_CAPABILITIES = (
@@ -65,7 +62,6 @@ WORKSPACE_CAPABILITIES = (
 _GATEWAY_CAPABILITIES = ("CHOWN", "KILL", "SETGID", "SETUID")
 """Enough to run each MCP server under a uid of its own and to end it."""
 _GATEWAY_LIMITS = Limits(memory_mib=2048, cpus=2.0, pids=512)
-_SERVER_LIMITS = Limits(memory_mib=1024, cpus=1.0, pids=256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,22 +73,6 @@ class Blueprint:
     workspace_limits: Limits
     server_start_timeout_s: float
     github_url: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayPlan:
-    servers: tuple[Mapping[str, Any], ...] = field(repr=False)
-    """`servers` of the gateway's configuration; docs/ARCHITECTURE.md, section 6.4."""
-    image_servers: tuple[ContainerSpec, ...]
-    fingerprints: Mapping[str, str]
-    """Server key -> what its lists depend on; only those whose lists may be remembered."""
-    packages: Mapping[str, Package]
-    """Server key -> what has to be installed before it starts."""
-
-    @property
-    def needs_workspace(self) -> bool:
-        """Whether a server runs in the workspace."""
-        return any(server["transport"]["type"] == "workspace" for server in self.servers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,17 +93,10 @@ class SandboxPlan:
         """What the pod's containers are made from, as a digest: pods of one recipe differ in nothing but their tokens.
 
         So a pod that was made before anybody asked for it serves every plan of its recipe. What is not in here is told
-        to the pod when it is claimed: environment, metadata, MCP servers that are packages or remote.
+        to the pod when it is claimed, or added to it: environment, metadata, MCP servers.
         """
         made_from = orjson.dumps((self.containers, self.egress), option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(made_from).hexdigest()
-
-    def server_of_image(self, image: str) -> str | None:
-        """Key of an MCP server that runs from this image."""
-        if self.gateway is None:
-            return None
-        paths = {_socket_path(server.role) for server in self.gateway.image_servers if server.image == image}
-        return next((s["name"] for s in self.gateway.servers if s["transport"].get("path") in paths), None)
 
 
 def plan_sandbox(
@@ -148,16 +121,15 @@ def plan_sandbox(
     deadline_s = _POD_START_S
     if request.mcp is not None or template.has_gateway:
         gateway = plan_gateway(request.mcp or {}, request.mcp_options, catalog, blueprint)
-        sockets = {server.role: f"/run/servers/{server.role}" for server in gateway.image_servers}
         trusted = ContainerSpec(
             role="gateway",
             image=blueprint.gateway_image,
             limits=_GATEWAY_LIMITS,
             capabilities=_GATEWAY_CAPABILITIES,
-            volumes=sockets,
+            volumes=socket_volumes(gateway.sockets),
             mounts=(STORE_MOUNT,),
         )
-        containers = (trusted, workspace, *gateway.image_servers)
+        containers = (trusted, workspace)
         deadline_s += max((server["startTimeoutS"] for server in gateway.servers), default=0.0)
     return SandboxPlan(
         containers=containers,
@@ -169,18 +141,32 @@ def plan_sandbox(
 
 
 def plan_gateway(
-    mcp: Mapping[str, Mapping[str, Any]], options: McpOptions, catalog: Catalog, blueprint: Blueprint
+    mcp: Mapping[str, Mapping[str, Any]],
+    options: McpOptions,
+    catalog: Catalog,
+    blueprint: Blueprint,
+    *,
+    earlier: GatewayPlan | None = None,
+    unchanged: Collection[str] = (),
 ) -> GatewayPlan:
-    """Raises: InvalidRequest, naming the server and the field."""
+    """What `earlier` says of the servers that are `unchanged` is kept, whatever the catalog says today.
+
+    Raises: InvalidRequest, naming the server and the field.
+    """
     if unplaced := [key for key in options.placement if key not in mcp]:
         raise InvalidRequest(f"mcpOptions.placement names {unplaced[0]!r}, which is not in mcp.")
     if unknown := [key for key in options.tools if key not in mcp]:
         raise InvalidRequest(f"mcpOptions.tools names {unknown[0]!r}, which is not in mcp.")
-    servers: list[Mapping[str, Any]] = []
-    image_servers: list[ContainerSpec] = []
-    fingerprints: dict[str, str] = {}
-    packages: dict[str, Package] = {}
+    leaving = earlier.image_servers if earlier is not None else {}
+    kept = earlier.only(unchanged) if earlier is not None else GatewayPlan()
+    servers = {server["name"]: server for server in kept.servers}
+    image_servers = dict(kept.image_servers)
+    fingerprints = dict(kept.fingerprints)
+    packages = dict(kept.packages)
+    sockets = kept.sockets if earlier is not None else max(SOCKETS, len(mcp))
     for key, given in mcp.items():
+        if key in servers:
+            continue
         rendered = _render(key, given, options, catalog, blueprint)
         if (fingerprint := _fingerprint(key, given, options, catalog)) is not None:
             fingerprints[key] = fingerprint
@@ -191,32 +177,39 @@ def plan_gateway(
             case PackageRun(placement="workspace") as run:
                 transport = {
                     "type": "workspace",
-                    "command": run.command,
-                    "env": run.env,
+                    "command": list(run.command),
+                    "env": dict(run.env),
                     "cwd": run.cwd,
                     "repository": run.repository,
                     "install": run.install,
                 }
             case PackageRun() as run:
-                transport = {"type": "stdio", "command": run.command, "env": run.env}
+                transport = {"type": "stdio", "command": list(run.command), "env": dict(run.env)}
             case ImageRun() as run:
-                role = f"server-{len(image_servers)}"
-                image_servers.append(_image_server(role, run))
-                transport = {"type": "socket", "path": _socket_path(role)}
+                place = free_place(image_servers.values(), leaving.values(), sockets)
+                if place is None:
+                    raise InvalidRequest(
+                        f"MCP server {key!r} runs from an image, and this sandbox has room for {sockets} such servers."
+                        " Remove one first, or name all of them when the sandbox is created."
+                    )
+                image_servers[key] = server_container(place, run)
+                transport = {"type": "socket", "path": place.path}
             case RemoteRun() as run:
                 kind = "sse" if run.transport_type == "sse" else "http"
-                transport = {"type": kind, "url": run.url, "headers": run.headers}
+                transport = {"type": kind, "url": run.url, "headers": dict(run.headers)}
                 if run.allow_private:
                     transport["allowPrivate"] = True
-        servers.append(
-            {
-                "name": key,
-                "startTimeoutS": rendered.start_timeout_s or blueprint.server_start_timeout_s,
-                "transport": transport,
-            }
-        )
+        servers[key] = {
+            "name": key,
+            "startTimeoutS": rendered.start_timeout_s or blueprint.server_start_timeout_s,
+            "transport": transport,
+        }
     return GatewayPlan(
-        servers=tuple(servers), image_servers=tuple(image_servers), fingerprints=fingerprints, packages=packages
+        servers=tuple(servers[key] for key in mcp),
+        image_servers=image_servers,
+        fingerprints=fingerprints,
+        packages=packages,
+        sockets=sockets if earlier is not None else max(SOCKETS, len(image_servers)),
     )
 
 
@@ -227,20 +220,12 @@ def check_known(keys: Iterable[str], catalog: Catalog) -> None:
             _find(key, catalog)
 
 
-def make_pod_spec(plan: SandboxPlan, pod: PodRecord, stdio_bridge: bytes | None) -> PodSpec:
-    """The plan as the engine takes it, with the pod's control tokens as files.
-
-    `stdio_bridge` is the program's content, needed if the plan has image servers.
-    """
+def make_pod_spec(plan: SandboxPlan, pod: PodRecord) -> PodSpec:
+    """The plan as the engine takes it, with the pod's control tokens as files."""
     files = {
         "workspace": (File(path=AGENT_TOKEN_FILE, content=pod.secrets.agent_token.encode()),),
         "gateway": (File(path=GATEWAY_TOKEN_FILE, content=pod.secrets.gateway_token.encode()),),
     }
-    if plan.gateway is not None and plan.gateway.image_servers:
-        if stdio_bridge is None:
-            raise ValueError("a plan with image servers needs the stdio bridge")
-        bridge = File(path=_BRIDGE_IN_SERVER, content=stdio_bridge, mode=0o555)
-        files |= {server.role: (bridge,) for server in plan.gateway.image_servers}
     return PodSpec(
         pod_id=pod.id,
         containers=tuple(replace(container, files=files[container.role]) for container in plan.containers),
@@ -312,34 +297,3 @@ def _find(key: str, catalog: Catalog) -> ServerDefinition:
             " GET /api/v1/catalog lists all of them."
         )
     return definition
-
-
-def _socket_path(role: str) -> str:
-    """Where the gateway finds the socket of an image server."""
-    return f"/run/servers/{role}/stdio.sock"
-
-
-def _operator_volume(text: str) -> VolumeMount:
-    """A prefix of their own keeps these volumes apart from those that Sandgate makes."""
-    name, path, *mode = text.split(":")
-    return VolumeMount(volume=f"own-{name}", path=path, read_only=mode == ["ro"], shared=True)
-
-
-def _image_server(role: str, run: ImageRun) -> ContainerSpec:
-    limits = Limits(
-        memory_mib=run.limits.memory_mib or _SERVER_LIMITS.memory_mib,
-        cpus=run.limits.cpus or _SERVER_LIMITS.cpus,
-        pids=run.limits.pids or _SERVER_LIMITS.pids,
-    )
-    own = {f"{role}-{name}": path for name, _, path in (volume.partition(":") for volume in run.volumes)}
-    return ContainerSpec(
-        role=role,
-        image=run.image,
-        limits=limits,
-        entrypoint_prefix=(_BRIDGE_IN_SERVER, f"{_SOCKET_DIRECTORY}/stdio.sock", "--"),
-        command=run.command or None,
-        env=run.env,
-        volumes={role: _SOCKET_DIRECTORY, **own},
-        mounts=tuple(map(_operator_volume, run.operator_volumes)),
-        user=run.user,
-    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -16,14 +16,7 @@ from app.errors import EngineError, EngineUnavailable, SandboxFailed
 from app.ids_and_time import new_pod_id, new_token
 from app.sandboxes.gateway_setup import GatewaySetup
 from app.sandboxes.models import PodRecord, PodSecrets, Sandbox, ServerStatus
-from app.sandboxes.package_installs import with_failures
-from app.sandboxes.planning import (
-    STDIO_BRIDGE,
-    Blueprint,
-    GatewayPlan,
-    SandboxPlan,
-    make_pod_spec,
-)
+from app.sandboxes.planning import SandboxPlan, make_pod_spec
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, PodUnreachableError
 from app.sandboxes.store import Store
 
@@ -41,6 +34,15 @@ def new_pod(*, sandbox_id: str | None, recipe: str | None) -> PodRecord:
     return PodRecord(id=new_pod_id(), sandbox_id=sandbox_id, secrets=secrets, recipe=recipe)
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    sandbox: Sandbox
+    """With the servers that it has now."""
+    pod: PodRecord
+    """The one it has now, with its address."""
+    servers: tuple[ServerStatus, ...]
+
+
 class PodStarter:
     def __init__(
         self,
@@ -50,7 +52,6 @@ class PodStarter:
         agents: AgentClient,
         gateways: GatewayClient,
         setup: GatewaySetup,
-        blueprint: Blueprint,
         now: Callable[[], datetime],
         listen_deadline_s: float,
     ) -> None:
@@ -59,11 +60,9 @@ class PodStarter:
         self._agents = agents
         self._gateways = gateways
         self._setup = setup
-        self._blueprint = blueprint
         self._now = now
         self._listen_deadline_s = listen_deadline_s
         self._prepared = asyncio.Event()
-        self._stdio_bridge: bytes | None = None
 
     def engine_prepared(self) -> None:
         """The engine's networks and their guard are in place: pods may be started."""
@@ -73,43 +72,36 @@ class PodStarter:
     def is_prepared(self) -> bool:
         return self._prepared.is_set()
 
-    async def start_sandbox(
-        self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan
-    ) -> tuple[PodRecord, tuple[ServerStatus, ...]]:
-        """Bring up the pod of a recorded sandbox; gives the pod that it has now, with its address.
+    async def start_sandbox(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan) -> Started:
+        """Bring up the pod of a recorded sandbox.
 
         Raises: EngineError, SandboxFailed (with the last log lines of what did not come up), ServerStartFailed.
         """
-        failures: Mapping[str, str] = {}
-        if plan.gateway is not None and plan.gateway.packages:
+        if plan.gateway is not None and (plan.gateway.packages or plan.gateway.image_servers):
             await self._until_prepared()
-            failures = await self._setup.install(plan.gateway, sandbox.secrets.mcp_options)
-        pod, servers = await self._start_sandbox(sandbox, pod, plan)
-        return pod, with_failures(servers, failures)
-
-    async def _start_sandbox(
-        self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan
-    ) -> tuple[PodRecord, tuple[ServerStatus, ...]]:
+            sandbox = await self._setup.prepare(sandbox)
         if pod.address is not None:
             try:
                 async with asyncio.timeout(_WARM_ANSWER_S):
                     if plan.egress_rules != EgressRules():
                         await self._engine.set_network(pod.id, plan.egress_rules)
-                    servers = await self._configure(sandbox, pod, plan.gateway, pod.address)
+                    await self._configure(sandbox, pod, pod.address)
             except (TimeoutError, PodUnreachableError, EngineError) as error:
                 _log.warning("warm_pod_unusable", pod_id=pod.id, sandbox_id=sandbox.id, reason=str(error))
                 cold = new_pod(sandbox_id=sandbox.id, recipe=plan.recipe)
                 await self._store.replace_pod(pod, cold, self._now())
                 pod = cold
             else:
-                return pod, await self._finish(sandbox, pod, servers)
+                sandbox, servers = await self._finish(sandbox, pod)
+                return Started(sandbox, pod, servers)
         pod = await self.start_pod(pod, plan)
-        return pod, await self.configure(sandbox, pod, plan.gateway)
+        sandbox, servers = await self.configure(sandbox, pod)
+        return Started(sandbox, pod, servers)
 
     async def start_pod(self, pod: PodRecord, plan: SandboxPlan) -> PodRecord:
         """Start the containers of a recorded pod. Raises: EngineError."""
         await self._until_prepared()
-        started = await self._engine.start(make_pod_spec(plan, pod, await self._bridge_for(plan)))
+        started = await self._engine.start(make_pod_spec(plan, pod))
         if started.address is None:
             raise EngineError(f"Pod {pod.id} was started and has no address.")
         return replace(pod, address=started.address)
@@ -131,45 +123,44 @@ class PodStarter:
             plan.gateway is None or await self._gateways.is_listening(address)
         )
 
-    async def configure(
-        self, sandbox: Sandbox, pod: PodRecord, gateway: GatewayPlan | None
-    ) -> tuple[ServerStatus, ...]:
-        """Tell agent and gateway whom they serve, and run the template's start command.
+    async def configure(self, sandbox: Sandbox, pod: PodRecord) -> tuple[Sandbox, tuple[ServerStatus, ...]]:
+        """Tell agent and gateway whom they serve, add image servers, and run the template's start command.
 
-        Gives the states of the MCP servers, once none is starting if the caller wants to wait. Raises: SandboxFailed,
-        ServerStartFailed.
+        Gives the sandbox with the servers that it has, and their states, once none is starting if the caller wants to
+        wait. Raises: EngineError, SandboxFailed, ServerStartFailed.
         """
         try:
             async with asyncio.timeout(self._listen_deadline_s):
-                servers = await self._configure(sandbox, pod, gateway, _address_of(pod))
+                await self._configure(sandbox, pod, _address_of(pod))
         except (TimeoutError, PodUnreachableError) as error:
             raise await self._did_not_come_up(pod, error) from error
-        return await self._finish(sandbox, pod, servers)
+        return await self._finish(sandbox, pod)
 
-    async def _configure(
-        self, sandbox: Sandbox, pod: PodRecord, gateway: GatewayPlan | None, address: str
-    ) -> list[ServerStatus]:
+    async def _configure(self, sandbox: Sandbox, pod: PodRecord, address: str) -> None:
         init = self._agents.init(address, pod.secrets.agent_token, _agent_init(sandbox, pod))
+        gateway = sandbox.secrets.gateway
         if gateway is None:
             await init
-            return []
+            return
         if gateway.needs_workspace:
             # The gateway calls at the agent's stdio door, which opens with the agent's configuration.
             await init
-            return await self._setup.configure(sandbox, pod, gateway, address)
+            await self._setup.configure(sandbox, pod, address)
+            return
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(init)
-                configured = group.create_task(self._setup.configure(sandbox, pod, gateway, address))
+                group.create_task(self._setup.configure(sandbox, pod, address))
         except* PodUnreachableError as errors:
             raise PodUnreachableError(str(errors.exceptions[0])) from errors
-        return configured.result()
 
-    async def _finish(self, sandbox: Sandbox, pod: PodRecord, servers: list[ServerStatus]) -> tuple[ServerStatus, ...]:
+    async def _finish(self, sandbox: Sandbox, pod: PodRecord) -> tuple[Sandbox, tuple[ServerStatus, ...]]:
         """What takes its time once the pod is configured: the template's programs and the MCP servers."""
+        address = _address_of(pod)
+        sandbox = await self._setup.attach(sandbox, pod, address)
         if sandbox.template.start_command is not None:
-            await self._launch(sandbox, _address_of(pod), sandbox.template.start_command)
-        return await self._setup.settle(sandbox, pod, _address_of(pod), servers)
+            await self._launch(sandbox, address, sandbox.template.start_command)
+        return sandbox, await self._setup.settle(sandbox, pod, address)
 
     async def _launch(self, sandbox: Sandbox, address: str, start_command: str) -> None:
         """Run the template's start command, and wait until its ready command says that it is up."""
@@ -207,13 +198,6 @@ class PodStarter:
         logs = [f"{role}: {await self._engine.logs(pod.id, role, tail=_LOG_TAIL) or 'no output'}" for role in roles]
         whose = f"Sandbox {pod.sandbox_id}" if pod.sandbox_id is not None else f"Pod {pod.id}"
         return SandboxFailed(f"{whose} did not come up ({reason}). Last output of " + "; ".join(logs))
-
-    async def _bridge_for(self, plan: SandboxPlan) -> bytes | None:
-        if plan.gateway is None or not plan.gateway.image_servers:
-            return None
-        if self._stdio_bridge is None:
-            self._stdio_bridge = await self._engine.read_file(self._blueprint.gateway_image, STDIO_BRIDGE)
-        return self._stdio_bridge
 
     async def _until_prepared(self) -> None:
         if self._prepared.is_set():

@@ -27,11 +27,12 @@ from app.sandboxes.directory import Directory
 from app.sandboxes.failures import death, engine_problem, sandbox_not_found, start_problem
 from app.sandboxes.gateway_requests import GatewayRequests
 from app.sandboxes.gateway_setup import GatewaySetup
+from app.sandboxes.image_pulls import ImagePulls
 from app.sandboxes.journal import Journal, Level
 from app.sandboxes.models import LiveSandbox, McpOptions, PauseMode, PodRecord, Sandbox, ServerStatus, Status
 from app.sandboxes.moves import Moves
 from app.sandboxes.network_rules import NetworkRules
-from app.sandboxes.planning import VOLUME_LABEL, Blueprint, GatewayPlan, SandboxPlan, plan_gateway
+from app.sandboxes.planning import VOLUME_LABEL, Blueprint, SandboxPlan
 from app.sandboxes.pod_clients import AgentClient, GatewayClient
 from app.sandboxes.pod_starter import PodStarter
 from app.sandboxes.store import Store
@@ -84,8 +85,6 @@ class Reconciler:
         self._agents = agents
         self._journal = journal
         self._directory = directory
-        self._catalog = catalog
-        self._blueprint = blueprint
         self._now = now
         self._sweep_interval_s = sweep_interval_s
         self._tasks: asyncio.TaskGroup
@@ -103,7 +102,9 @@ class Reconciler:
         self._starting = 0
         self._setup = GatewaySetup(
             store=store,
+            engine=engine,
             gateways=gateways,
+            pulls=ImagePulls(engine, self._spawn),
             memory=memory,
             packages=packages,
             directory=directory,
@@ -116,7 +117,6 @@ class Reconciler:
             agents=agents,
             gateways=gateways,
             setup=self._setup,
-            blueprint=blueprint,
             now=now,
             listen_deadline_s=listen_deadline_s,
         )
@@ -143,6 +143,7 @@ class Reconciler:
         async with asyncio.TaskGroup() as self._tasks:
             self._spawn(self._adopt_and_sweep(), "sweep")
             self._spawn(self._expire(), "expire")
+            self._spawn(self._setup.make_all_searchable(), "make remembered tools searchable")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_ADOPT_WAIT_S):
                     await self._swept.wait()
@@ -174,8 +175,8 @@ class Reconciler:
         self._starting += is_cold
         try:
             async with asyncio.timeout(plan.deadline_s):
-                pod, servers = await self._starter.start_sandbox(sandbox, pod, plan)
-            live = await self._publish(sandbox, pod, timeout_s=sandbox.timeout_s)
+                started = await self._starter.start_sandbox(sandbox, pod, plan)
+            live = await self._publish(started.sandbox, started.pod, timeout_s=sandbox.timeout_s)
         except Exception as error:
             problem = start_problem(error, sandbox.id, plan)
             log = _log.warning if isinstance(error, SandgateError | TimeoutError) else _log.exception
@@ -192,15 +193,15 @@ class Reconciler:
         _log.info(
             "sandbox_started",
             sandbox_id=sandbox.id,
-            pod_id=pod.id,
+            pod_id=started.pod.id,
             template=sandbox.template.name,
             warm=not is_cold and pod.id == claimed_id,
             took_s=took_s,
         )
         self._journal.record(sandbox.id, f"Started in {took_s} s.")
-        self._record_servers(sandbox.id, servers)
-        self._learn_soon(live, plan.gateway)
-        return BroughtUp(live, servers)
+        self._record_servers(sandbox.id, started.servers)
+        self._learn_soon(live)
+        return BroughtUp(live, started.servers)
 
     def _record_servers(self, sandbox_id: str, servers: Iterable[ServerStatus]) -> None:
         for server in servers:
@@ -208,10 +209,14 @@ class Reconciler:
             why = "" if server.message is None else f": {server.message}"
             self._journal.record(sandbox_id, f"MCP server {server.name} is {server.state}{why}", level=level)
 
-    def _learn_soon(self, live: LiveSandbox, gateway: GatewayPlan | None) -> None:
+    def servers_aside(self, sandbox: Sandbox) -> tuple[ServerStatus, ...]:
+        """Those of a sandbox's MCP servers that its gateway is not told of (yet)."""
+        return self._setup.servers_aside(sandbox)
+
+    def _learn_soon(self, live: LiveSandbox) -> None:
         """Remember what its servers list, for the next sandbox that has them."""
-        if gateway is not None and live.address is not None:
-            learning = self._setup.learn(live.sandbox, live.pod, gateway, live.address)
+        if live.sandbox.secrets.gateway is not None and live.address is not None:
+            learning = self._setup.learn(live.sandbox, live.pod, live.sandbox.secrets.gateway, live.address)
             self._spawn(learning, f"learn from {live.sandbox_id}")
 
     async def _publish(self, sandbox: Sandbox, pod: PodRecord, *, timeout_s: int) -> LiveSandbox:
@@ -327,7 +332,7 @@ class Reconciler:
             if mode is PauseMode.FILESYSTEM:
                 await self._enforce(sandbox, pod)  # its address may be another one
                 await self._renew_boot_id(pod)
-                servers = await self._starter.configure(sandbox, pod, self._gateway_of(sandbox))
+                sandbox, servers = await self._starter.configure(sandbox, pod)
             running = await self._publish(sandbox, pod, timeout_s=timeout_s)
         except PodGone as error:
             failure = f"Sandbox {sandbox_id} lost its containers while it was paused."
@@ -363,7 +368,7 @@ class Reconciler:
             except SandgateError as error:
                 raise engine_problem(error, f"The MCP servers of sandbox {sandbox_id} could not be replaced") from error
             self._record_servers(sandbox_id, servers)
-            self._learn_soon(live, self._gateway_of(live.sandbox))
+            self._learn_soon(live)
             return BroughtUp(live, servers)
 
         return await self._moves.run(sandbox_id, replace_them, name="set servers of")
@@ -374,11 +379,6 @@ class Reconciler:
         if live is None or live.address is None:
             return False
         return await self._agents.is_healthy(live.address)
-
-    def _gateway_of(self, sandbox: Sandbox) -> GatewayPlan | None:
-        if not sandbox.has_gateway:
-            return None
-        return plan_gateway(sandbox.secrets.mcp, sandbox.secrets.mcp_options, self._catalog, self._blueprint)
 
     async def snapshot(self, sandbox_id: str, image: str) -> None:
         """Keep the files of a sandbox's workspace as an image.
@@ -443,6 +443,7 @@ class Reconciler:
     async def _tear_down(self, sandbox_id: str) -> None:
         await self._moves.end(sandbox_id)
         self._directory.remove(sandbox_id)  # once more, for what a move put there before it ended
+        self._setup.forget(sandbox_id)
         retrying = tenacity.AsyncRetrying(
             wait=tenacity.wait_exponential(multiplier=0.5, max=30),
             retry=tenacity.retry_if_exception_type(Exception),
@@ -618,7 +619,7 @@ class Reconciler:
             sandbox = replace(sandbox, target=Status.PAUSED)
         if sandbox.target is Status.PAUSED and is_whole and seen is not None:
             # Also where the machine was started anew: frozen processes are gone then, and the files are still there.
-            has_memory = all(container.state in ("running", "paused") for container in seen.containers)
+            has_memory = all(container.state in ("running", "paused") for container in seen.own)
             mode = (sandbox.pause_mode or PauseMode.MEMORY) if has_memory else PauseMode.FILESYSTEM
             _log.info("pause_finished", sandbox_id=sandbox_id, mode=mode)
             await self._finish_pause(sandbox_id, mode)
@@ -654,7 +655,7 @@ def _is_as_recorded(sandbox: Sandbox, seen: Pod | None) -> bool:
     if sandbox.status is Status.RUNNING:
         return seen.is_running
     frozen = sandbox.pause_mode is PauseMode.MEMORY
-    return all(container.state == ("paused" if frozen else "exited") for container in seen.containers)
+    return all(container.state == ("paused" if frozen else "exited") for container in seen.own)
 
 
 def _exception_of(state: tenacity.RetryCallState) -> BaseException | None:

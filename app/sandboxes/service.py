@@ -317,6 +317,7 @@ class SandboxService:
                 envs=request.envs,
                 mcp=request.mcp or {},
                 mcp_options=request.mcp_options,
+                gateway=plan.gateway,
                 mcp_token=new_token() if plan.gateway is not None else None,
                 traffic_token=None if request.network.allow_public_traffic else new_token(),
             ),
@@ -353,13 +354,16 @@ class SandboxService:
 
     async def _servers(self, sandbox: Sandbox) -> tuple[ServerStatus, ...]:
         live = self._directory.find(sandbox.id)
-        if live is None or not live.sandbox.has_gateway:
+        if live is None:
+            return self._reconciler.servers_aside(sandbox)
+        if not live.sandbox.has_gateway:
             return ()
         keys = live.sandbox.secrets.mcp
         if live.address is None:
             return tuple(ServerStatus(name=key, state="paused") for key in keys)
         try:
-            return tuple(await self._gateways.status(live.address, live.pod.secrets.gateway_token))
+            servers = await self._gateways.status(live.address, live.pod.secrets.gateway_token)
+            return (*servers, *self._reconciler.servers_aside(live.sandbox))
         except PodUnreachableError as error:
             return tuple(ServerStatus(name=key, state="failed", message=f"cannot be asked: {error}") for key in keys)
 

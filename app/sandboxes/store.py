@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.database import Database
 from app.database.tables import pods, sandboxes
 from app.errors import Conflict
+from app.sandboxes.gateway_plan import GatewayPlan
 from app.sandboxes.models import (
     Lifecycle,
     McpOptions,
@@ -399,11 +400,16 @@ class Store:
         return [self._sandbox(row) for row in rows]
 
     def _encrypted(self, sandbox: Sandbox) -> str:
-        return self._vault.encrypt(asdict(sandbox.secrets) | {"template": asdict(sandbox.template)})
+        gateway = sandbox.secrets.gateway
+        secrets = asdict(replace(sandbox.secrets, gateway=None))
+        secrets["gateway"] = None if gateway is None else gateway.as_json()
+        return self._vault.encrypt(secrets | {"template": asdict(sandbox.template)})
 
     def _sandbox(self, row: RowMapping) -> Sandbox:
         secrets = cast(dict[str, Any], self._vault.decrypt(row["secrets_encrypted"]))
         secrets["mcp_options"] = McpOptions(**secrets["mcp_options"])
+        if secrets.get("gateway") is not None:
+            secrets["gateway"] = GatewayPlan.from_json(secrets["gateway"])
         template = ResolvedTemplate(**secrets.pop("template"))
         lifecycle = dict(row["lifecycle"])
         return Sandbox(

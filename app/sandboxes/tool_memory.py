@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import orjson
 from sqlalchemy import delete, insert, select
 
+from app.catalog.search import Tool
 from app.database import Database
 from app.database.tables import remembered_lists
 
@@ -25,6 +27,15 @@ class Lists:
     digest: str
     content: bytes
     """JSON; docs/ARCHITECTURE.md, section 6.4, `GET /lists`."""
+
+
+def tools_in(content: bytes) -> list[Tool]:
+    """The tools of `Lists.content`, for search."""
+    return [
+        Tool(tool["name"], str(tool.get("description") or ""))
+        for tool in orjson.loads(content).get("tools", ())
+        if isinstance(tool.get("name"), str)
+    ]
 
 
 class ToolMemory:
@@ -49,6 +60,22 @@ class ToolMemory:
         for fingerprint, lists in found.items():
             self._keep(team_id, fingerprint, lists)
         return found
+
+    async def all(self) -> AsyncIterator[tuple[str, bytes]]:
+        """Every server's name with what it listed, of all teams; what was seen last comes last."""
+        table = remembered_lists
+        async with self._database.reading() as connection:
+            rows = (
+                await connection.execute(select(table.c.team_id, table.c.fingerprint).order_by(table.c.seen_at))
+            ).all()
+        for row in rows:  # one at a time: they may be large
+            one = select(table.c.server, table.c.lists).where(
+                table.c.team_id == row.team_id, table.c.fingerprint == row.fingerprint
+            )
+            async with self._database.reading() as connection:
+                found = (await connection.execute(one)).one_or_none()
+            if found is not None:
+                yield found.server, found.lists.encode()
 
     async def remember(self, team_id: str, fingerprint: str, server: str, lists: Lists) -> None:
         """In place of what was remembered before. `server` is its name, for people who look into the table."""

@@ -165,7 +165,7 @@ class Verifier:
 
     async def _start(self, trial: _Trial) -> str:
         """The pod's address, once everything in it listens."""
-        spec = make_pod_spec(trial.plan, trial.pod, None)
+        spec = make_pod_spec(trial.plan, trial.pod)
         recorder = ContainerSpec(
             role="recorder",
             image=self._blueprint.gateway_image,

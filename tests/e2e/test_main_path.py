@@ -259,5 +259,6 @@ async def test_a_failed_server_does_not_hide_the_others(installation: Installati
 def test_a_missing_image_is_named_with_its_server(installation: Installation) -> None:
     with installation.http() as http:
         answer = http.post("/v2/sandboxes", json={"mcp": {"missingImage": {}}})
-    assert answer.status_code == 400
-    assert "'missingImage' needs the image sandgate-test/absent:1" in answer.json()["message"]
+    assert answer.status_code == 424
+    needed = "'missingImage' needs the image sandgate-test/absent:1, which is not on the container engine"
+    assert needed in answer.json()["message"]

@@ -15,7 +15,6 @@ from app.errors import (
     EngineError,
     EngineOutOfSpace,
     ImageMissing,
-    InvalidRequest,
     NotFound,
     OutOfSpace,
     Problem,
@@ -182,7 +181,7 @@ async def test_a_missing_image_of_a_server_is_the_callers_to_mend(
     manifest = "{name: shot, title: Shot, description: S., type: server, image: 'acme/shot:1', category: test}"
     (tmp_path / "shot.yaml").write_text(manifest)
     async with start_control_plane(own_servers=tmp_path) as control_plane:
-        with pytest.raises(InvalidRequest, match="'shot' needs the image acme/shot:1"):
+        with pytest.raises(ServerStartFailed, match="'shot' needs the image acme/shot:1"):
             await control_plane.service.create(control_plane.team_id, request(mcp={"shot": {}}))
 
 

@@ -21,9 +21,10 @@ operatorVolumes: [kube:/home/appuser/.kube:ro, out:/out]
 def test_a_definition_of_the_operators_own_mounts_volumes_that_the_operator_made(tmp_path: Path) -> None:
     (tmp_path / "kubernetes.yaml").write_text(KUBERNETES)
     planned = plan(Catalog.load(tmp_path), template="mcp-gateway", mcp={"kubernetes": {}})
-    server = planned.containers[-1]
+    assert planned.gateway is not None
+    server = planned.gateway.image_servers["kubernetes"]
     assert server.mounts == (
         VolumeMount(volume="own-kube", path="/home/appuser/.kube", read_only=True, shared=True),
         VolumeMount(volume="own-out", path="/out", shared=True),
     )
-    assert server.volumes == {"server-0": "/run/sandgate-server", "server-0-cache": "/cache"}
+    assert server.volumes == {"socket-0": "/run/sandgate-server", "server-0-cache": "/cache"}

@@ -104,12 +104,12 @@ def test_plans_that_differ_only_in_what_a_pod_is_told_later_have_one_recipe(cata
         plan(catalog, template="base", mcp={"time": {}}),
         plan(catalog, template="mcp-gateway", envs={"A": "b"}, metadata={"c": "d"}),
         plan(catalog, template="mcp-gateway", network=NetworkRules(deny_out=("10.0.0.0/8",))),
+        plan(catalog, template="mcp-gateway", mcp={"shot": {"apiKey": "k"}}),
     ):
         assert same.recipe == plain.recipe
     for other in (
         plan(catalog, template="base"),
         plan(catalog, template="mcp-gateway", network=NetworkRules(allow_internet_access=False)),
-        plan(catalog, template="mcp-gateway", mcp={"shot": {"apiKey": "k"}}),
     ):
         assert other.recipe != plain.recipe
 
@@ -147,20 +147,21 @@ def test_only_the_workspace_may_gain_privileges_and_none_may_touch_the_network_s
 
 def test_an_image_server_gets_its_own_container_and_its_own_credentials(catalog: Catalog) -> None:
     planned = plan(catalog, template="mcp-gateway", mcp={"time": {}, "shot": {"apiKey": "k-123456"}})
-    gateway, workspace, shot = planned.containers
-    assert shot == ContainerSpec(
-        role="server-0",
-        image="acme/shot:1",
-        limits=Limits(memory_mib=1024, cpus=1.0, pids=256),
-        entrypoint_prefix=("/.sandgate/stdio-bridge", "/run/sandgate-server/stdio.sock", "--"),
-        env={"SHOT_API_KEY": "k-123456"},
-        volumes={"server-0": "/run/sandgate-server"},
-    )
-    assert gateway.volumes == {"server-0": "/run/servers/server-0"}
-    assert workspace.volumes == {}
+    gateway, workspace = planned.containers
     assert planned.gateway is not None
-    assert planned.gateway.servers[1]["transport"] == {"type": "socket", "path": "/run/servers/server-0/stdio.sock"}
-    assert planned.server_of_image("acme/shot:1") == "shot"
+    assert planned.gateway.image_servers == {
+        "shot": ContainerSpec(
+            role="server-0",
+            image="acme/shot:1",
+            limits=Limits(memory_mib=1024, cpus=1.0, pids=256),
+            entrypoint_prefix=("/.sandgate/stdio-bridge", "/run/sandgate-server/server-0.sock", "--"),
+            env={"SHOT_API_KEY": "k-123456"},
+            volumes={"socket-0": "/run/sandgate-server"},
+        )
+    }
+    assert gateway.volumes == {f"socket-{n}": f"/run/servers/{n}" for n in range(8)}
+    assert workspace.volumes == {}
+    assert planned.gateway.servers[1]["transport"] == {"type": "socket", "path": "/run/servers/0/server-0.sock"}
 
 
 def test_a_remote_server_gets_its_credential_as_a_header(catalog: Catalog) -> None:
@@ -197,19 +198,18 @@ def test_a_custom_server_is_cloned_and_run_in_the_workspace(catalog: Catalog) ->
 
 def test_no_secret_is_in_the_text_of_a_plan(catalog: Catalog) -> None:
     planned = plan(catalog, template="mcp-gateway", mcp={"docs": {"token": "t-123456"}, "shot": {"apiKey": "k-123456"}})
-    text = repr(planned) + repr(make_pod_spec(planned, POD, b"bridge"))
+    text = repr(planned) + repr(make_pod_spec(planned, POD))
     for secret in ("t-123456", "k-123456", "agent-token", "gateway-token", "stdio-token"):
         assert secret not in text
 
 
 def test_control_tokens_are_files_that_only_their_own_container_gets(catalog: Catalog) -> None:
     planned = plan(catalog, template="mcp-gateway", mcp={"shot": {"apiKey": "k"}})
-    spec = make_pod_spec(planned, POD, b"bridge")
+    spec = make_pod_spec(planned, POD)
     files = {container.role: container.files for container in spec.containers}
     assert files == {
         "gateway": (File(path="/run/sandgate/gateway-control-token", content=b"gateway-token"),),
         "workspace": (File(path="/run/sandgate/agent-control-token", content=b"agent-token"),),
-        "server-0": (File(path="/.sandgate/stdio-bridge", content=b"bridge", mode=0o555),),
     }
 
 
