@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import docker
 import typer
@@ -23,7 +23,7 @@ from app.cli_packages import catalog, install_first_servers
 from app.database import Database
 from app.doctor import diagnose
 from app.edge.edge import Edge
-from app.edge.http_protocol import HttpProtocol
+from app.edge.server import STREAMS_END_S, server_config
 from app.engines.images import ImageBuilder, ImageTags
 from app.engines.installation import install_engine
 from app.errors import SandgateError
@@ -42,10 +42,9 @@ from app.settings import ROOT, Settings, read_settings
 from app.terminal import console, out, with_database
 from app.volumes.volumes import forget_all_volumes
 
-# Clients keep idle connections for up to 300 s (E2B SDKs); the server must not be the one to close them first.
-_KEEP_ALIVE_S = 310
-_SHUTDOWN_S = 5
-_STREAMS_END_S = 1.0
+if TYPE_CHECKING:
+    from app.edge.workers import EdgeWorkers
+
 _BACKLOG = 2048
 """Connections that may wait to be accepted; uvicorn's own."""
 
@@ -83,21 +82,25 @@ def serve(
         if settings.tls_port is not None:
             _listen(settings.host, settings.tls_port, "SANDGATE_TLS_PORT").close()
         asyncio.run(check_start(settings))
-        edge = make_app(settings)
-        config = uvicorn.Config(
-            edge,
-            loop="uvloop",
-            http=HttpProtocol,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            ws="websockets-sansio",
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_SHUTDOWN_S,
-        )
-        _Server(config, settings, edge).run(sockets=[listener])
+        if settings.edge_workers:
+            listener.close()  # it has shown that nobody else has the port, which sharing it would hide
+            _serve_with_workers(settings)
+        else:
+            edge = make_app(settings)
+            _Server(server_config(edge), settings, edge).run(sockets=[listener])
+
+
+def _serve_with_workers(settings: Settings) -> None:
+    # Whoever has no workers does not wait for what only they need.
+    from app.edge.relay import FromWorkers  # noqa: PLC0415 - see above
+    from app.edge.workers import EdgeWorkers  # noqa: PLC0415 - see above
+
+    listeners = [
+        _listen(settings.host, settings.port, "SANDGATE_PORT", shared=True) for _ in range(settings.edge_workers)
+    ]
+    workers = EdgeWorkers(listeners, settings.home, sandbox_domain=settings.sandbox_domain)
+    edge = make_app(settings, workers)
+    _Server(server_config(FromWorkers(edge)), settings, edge, workers).run(sockets=[workers.listen()])
 
 
 @app.command()
@@ -204,10 +207,13 @@ def _raise_file_limit() -> None:
 class _Server(uvicorn.Server):
     """Tells how to begin, once requests are served; at the end does not wait for streams that have none."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, edge: Edge) -> None:
+    def __init__(
+        self, config: uvicorn.Config, settings: Settings, edge: Edge, workers: EdgeWorkers | None = None
+    ) -> None:
         super().__init__(config)
         self._settings = settings
         self._edge = edge
+        self._workers = workers
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -215,7 +221,9 @@ class _Server(uvicorn.Server):
             console.print(_welcome(public_url(self._settings), self._settings.home / "api-key"), soft_wrap=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().call_later(_STREAMS_END_S, self._edge.close_streams)
+        asyncio.get_running_loop().call_later(STREAMS_END_S, self._edge.close_streams)
+        if self._workers is not None:
+            await self._workers.stop()  # first, because what they still carry may have to reach the API
         await super().shutdown(sockets)
 
 
@@ -240,11 +248,11 @@ export E2B_API_KEY=$(cat {key_file}) E2B_API_URL={url} E2B_SANDBOX_URL={url} E2B
 """
 
 
-def _listen(host: str, port: int, setting: str) -> socket.socket:
-    """Raises: SandgateError."""
+def _listen(host: str, port: int, setting: str, *, shared: bool = False) -> socket.socket:
+    """With `shared` others of this user may listen there too. Raises: SandgateError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG, reuse_port=shared)
     except OSError as error:
         raise SandgateError(
             f"Cannot serve on {host}, port {port}: {error.strerror}. Set SANDGATE_HOST or {setting}."

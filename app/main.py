@@ -8,10 +8,11 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from app.accounts import Accounts
 from app.api.application import make_api
@@ -54,13 +55,19 @@ from app.templates.uploads import Uploads
 from app.vault import Vault
 from app.volumes import VolumeContent, VolumePods, Volumes
 
+if TYPE_CHECKING:
+    from app.edge.workers import EdgeWorkers
+
 _FIRST_KEY_FILE = "api-key"
 
 _log = structlog.get_logger()
 
 
-def make_app(settings: Settings) -> Edge:
-    """The whole application; nothing is opened before its lifespan begins. Raises: CatalogError, EngineError."""
+def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
+    """The whole application; nothing is opened before its lifespan begins. Raises: CatalogError, EngineError.
+
+    With `workers` it takes part only in what they pass on, and in what comes over TLS.
+    """
     directory = Directory()
     catalog = make_catalog(settings)
     tags = sandbox_images(settings)
@@ -68,6 +75,8 @@ def make_app(settings: Settings) -> Edge:
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if workers is not None:
+                await stack.enter_async_context(workers)
             settings.home.mkdir(parents=True, exist_ok=True)
             settings.home.chmod(0o700)
             database = await stack.enter_async_context(_database(settings))
@@ -154,14 +163,20 @@ def make_app(settings: Settings) -> Edge:
                 await stack.enter_async_context(
                     TlsListener(edge, host=settings.host, port=settings.tls_port, key_pair=key_pair)
                 )
+            if workers is not None:
+                await workers.admit(resume)
             yield
 
     async def resume(sandbox_id: str) -> None:
         parts: Parts = api.state.parts
         await parts.service.resume_for_traffic(sandbox_id)
 
-    api = make_api(lifespan)
-    edge = Edge(api, directory, sandbox_domain=settings.sandbox_domain, resume=resume)
+    api: FastAPI = make_api(lifespan)
+    front: ASGIApp = api
+    if workers is not None:
+        directory.on_change(workers.tell)
+        front = workers.in_step(api)
+    edge = Edge(front, directory, sandbox_domain=settings.sandbox_domain, resume=resume)
     directory.on_cut_off(edge.drop)
     return edge
 

@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     tls_certificate: Path | None = None
     """PEM chain for `*.<sandbox_domain>`; default is one from the local CA."""
     tls_key: Path | None = None
+    edge_workers: int = Field(0, ge=0, le=64)
+    """Processes that carry sandbox traffic beside each other on `port`; 0: the server's own does."""
     pool: Annotated[dict[str, Annotated[int, Field(ge=0, le=100)]], NoDecode] = {"base": 1, "mcp-gateway": 1}
     """`<template>=<number>` with commas: pods of these templates that wait ready, so that a create takes no start."""
     egress_allow: Annotated[list[str], NoDecode] = []

@@ -14,6 +14,7 @@ from app.edge.answers import Refusal, in_transition, not_found, send_refusal, to
 from app.edge.dialling import Dialler
 from app.edge.directory import Directory
 from app.edge.exchange import Exchange
+from app.edge.open_counts import NobodyElse, OpenCounts
 from app.edge.pool import Pool
 from app.edge.routing import Asleep, Route, Router
 from app.edge.waking import Resume, Waker
@@ -32,10 +33,19 @@ at most. Each takes two sockets and, at worst, 0.3 MiB of buffers from all the o
 class Edge:
     """An ASGI application. `async with` it while it serves: it owns the connections to the pods."""
 
-    def __init__(self, api: ASGIApp, directory: Directory, *, sandbox_domain: str | None, resume: Resume) -> None:
+    def __init__(
+        self,
+        api: ASGIApp,
+        directory: Directory,
+        *,
+        sandbox_domain: str | None,
+        resume: Resume,
+        counts: OpenCounts | None = None,
+    ) -> None:
         """Args:
         sandbox_domain: as in the setting of that name; without one, hosts are not looked at.
         resume: is called when traffic comes for a paused sandbox that it may resume.
+        counts: what processes on the same port have open together; None if there are no others.
         """
         self._api = api
         self._router = Router(directory, sandbox_domain=sandbox_domain)
@@ -44,6 +54,7 @@ class Edge:
         self._waker = Waker(resume, self._spawn)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._open: dict[str, set[_Life]] = {}
+        self._counts = counts or NobodyElse()
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,11 +98,14 @@ class Edge:
     async def _serve(self, way: Route | Asleep, scope: Scope, receive: Receive, send: Send) -> None:
         sandbox_id = way.sandbox_id
         lives = self._open.setdefault(sandbox_id, set())
-        if len(lives) >= OPEN_LIMIT:
+        if len(lives) + self._counts.elsewhere(sandbox_id) >= OPEN_LIMIT:
+            if not lives:
+                del self._open[sandbox_id]
             await send_refusal(scope, send, too_many_connections(sandbox_id, OPEN_LIMIT))
             return
         life = _Life()
         lives.add(life)
+        self._counts.note(sandbox_id, len(lives))
         exchange: Exchange | WebSocketExchange | None = None
         try:
             route = await self._woken(way, scope) if isinstance(way, Asleep) else way
@@ -112,8 +126,10 @@ class Edge:
                         await exchange.refuse(reason)
         finally:
             lives.discard(life)
-            if not lives and self._open.get(sandbox_id) is lives:
-                del self._open[sandbox_id]
+            if self._open.get(sandbox_id) is lives:
+                self._counts.note(sandbox_id, len(lives))
+                if not lives:
+                    del self._open[sandbox_id]
 
     async def _woken(self, asleep: Asleep, scope: Scope) -> Route | Refusal:
         refusal = await self._waker.wake(asleep.sandbox_id)
@@ -130,6 +146,7 @@ class Edge:
     def _end(self, sandbox_id: str, reason: Refusal) -> None:
         for life in self._open.pop(sandbox_id, ()):
             life.end_by(reason)
+        self._counts.note(sandbox_id, 0)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)

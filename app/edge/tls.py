@@ -5,24 +5,19 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import structlog
-import uvicorn
 from starlette.types import ASGIApp
 
 from app.edge.certificates import CertificateError, KeyPair, checked_domain
-from app.edge.http_protocol import HttpProtocol
+from app.edge.server import SHUTDOWN_S, EmbeddedServer, server_config
 
 _RELOADED_EVERY_S = 24 * 3600.0
-_KEEP_ALIVE_S = 310
-"""E2B's SDKs keep idle connections for up to 300 s; the server must not be the one to close them first."""
-_SHUTDOWN_S = 5
 _CHECK_TIMEOUT_S = 5.0
 
 
@@ -73,21 +68,8 @@ class TlsListener:
         """Returns once connections are accepted. Raises: CertificateError, or OSError if the port is taken."""
         context = make_server_context(self._key_pair())
         self._socket = _listen(*self._address)
-        config = uvicorn.Config(
-            self._app,
-            lifespan="off",
-            http=HttpProtocol,
-            ws="websockets-sansio",
-            proxy_headers=False,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_SHUTDOWN_S,
-            ssl_context_factory=lambda config, default: context,
-        )
-        self._server = _Server(config)
+        config = server_config(self._app, lifespan="off", ssl_context_factory=lambda config, default: context)
+        self._server = EmbeddedServer(config)
         self._tasks = [
             asyncio.create_task(self._server.serve([self._socket]), name="tls-listener"),
             asyncio.create_task(self._reload(context), name="tls-certificate"),
@@ -100,7 +82,7 @@ class TlsListener:
         self._server.should_exit = True
         serving, reloading = self._tasks
         reloading.cancel()
-        await asyncio.wait([serving, reloading], timeout=_SHUTDOWN_S + 5)
+        await asyncio.wait([serving, reloading], timeout=SHUTDOWN_S + 5)
         serving.cancel()
         self._socket.close()
 
@@ -111,14 +93,6 @@ class TlsListener:
                 load_key_pair(context, self._key_pair())
             except CertificateError as error:
                 _log.error("tls_certificate_not_reloaded", reason=str(error))
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the main server, in whose lifespan it runs."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _listen(host: str, port: int) -> socket.socket:

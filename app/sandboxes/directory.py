@@ -11,6 +11,7 @@ from app.sandboxes.models import LiveSandbox
 class Directory:
     def __init__(self) -> None:
         self._live: dict[str, LiveSandbox] = {}
+        self._change_listeners: list[Callable[[str, LiveSandbox | None], None]] = []
         self._cut_off_listeners: list[Callable[[str], None]] = []
 
     def find(self, sandbox_id: str) -> LiveSandbox | None:
@@ -23,8 +24,9 @@ class Directory:
         """Add a sandbox, or replace what is known of it."""
         before = self._live.get(live.sandbox_id)
         self._live[live.sandbox_id] = live
+        self._tell_change(live.sandbox_id, live)
         if before is not None and before.address is not None and before.address != live.address:
-            self._tell(live.sandbox_id)
+            self._tell_cut_off(live.sandbox_id)
 
     def change(self, sandbox_id: str, **fields: object) -> None:
         """Replace fields of a sandbox that is still there. What else became known of it meanwhile stays."""
@@ -34,12 +36,21 @@ class Directory:
     def remove(self, sandbox_id: str) -> None:
         """Nothing more is routed to this sandbox."""
         if self._live.pop(sandbox_id, None) is not None:
-            self._tell(sandbox_id)
+            self._tell_change(sandbox_id, None)
+            self._tell_cut_off(sandbox_id)
+
+    def on_change(self, listener: Callable[[str, LiveSandbox | None], None]) -> None:
+        """Tell `listener` each time what is known of a sandbox changes, and what it is now; None: it is gone."""
+        self._change_listeners.append(listener)
 
     def on_cut_off(self, listener: Callable[[str], None]) -> None:
         """Tell `listener` each time a sandbox is removed or is no longer where it was reached."""
         self._cut_off_listeners.append(listener)
 
-    def _tell(self, sandbox_id: str) -> None:
+    def _tell_change(self, sandbox_id: str, live: LiveSandbox | None) -> None:
+        for listener in self._change_listeners:
+            listener(sandbox_id, live)
+
+    def _tell_cut_off(self, sandbox_id: str) -> None:
         for listener in self._cut_off_listeners:
             listener(sandbox_id)
