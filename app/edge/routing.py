@@ -96,6 +96,8 @@ class Router:
                 return self._to(label[2], label[1], path, scope)
         if path.startswith(b"/sandboxes/"):
             found = _MCP_PATH.fullmatch(path)
+            if found and found[2] == b"/mcp" and scope.get("method") == "PATCH":
+                return None  # no method of MCP: the API changes the servers by it
             return self._to_port(found[1].decode(), GATEWAY_PORT, found[2], scope) if found else None
         if path == b"/files" and has_signature(scope["query_string"]):
             target = find_signer(self._directory, scope.get("method", "GET"), scope["query_string"])

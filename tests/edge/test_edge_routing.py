@@ -159,6 +159,11 @@ def test_the_mcp_path_leads_to_the_gateway(method: str) -> None:
     assert resolve("/sandboxes/i1/mcp/a%2Fb/", method=method) == ("i1", 50005, "/mcp/a%2Fb/")
 
 
+def test_changing_the_servers_of_a_sandbox_is_for_the_api() -> None:
+    assert resolve("/sandboxes/i1/mcp", method="PATCH") is None
+    assert resolve("/sandboxes/i1/mcp/more", method="PATCH") == ("i1", 50005, "/mcp/more")
+
+
 @pytest.mark.parametrize(
     "path", ["/sandboxes/i1", "/sandboxes/i1/mcpx", "/sandboxes//mcp", "/sandboxes/i1/connect", "//sandboxes/i1/mcp"]
 )
