@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from sqlalchemy import RowMapping, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from app.database import Database
-from app.database.tables import volumes
+from app.database.tables import sandboxes, volumes
 from app.engines.interface import Engine
 from app.errors import Conflict, InvalidRequest, NotFound, Unauthorized
 from app.ids_and_time import new_id, new_token
@@ -23,6 +24,7 @@ from app.volumes.mounts import check_mount_paths
 from app.volumes.pods import VolumePods
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +43,22 @@ async def forget_all_volumes(database: Database) -> None:
 
 class Volumes:
     def __init__(
-        self, *, database: Database, vault: Vault, engine: Engine, pods: VolumePods, now: Callable[[], datetime]
+        self,
+        *,
+        database: Database,
+        vault: Vault,
+        engine: Engine,
+        pods: VolumePods,
+        now: Callable[[], datetime],
+        stop_wait_s: float = 15.0,
     ) -> None:
+        """`stop_wait_s`: how long a deletion waits for the containers of sandboxes that were told to stop."""
         self._database = database
         self._vault = vault
         self._engine = engine
         self._pods = pods
         self._now = now
+        self._stop_wait_s = stop_wait_s
 
     async def create(self, team_id: str, name: str) -> Volume:
         """Raises: InvalidRequest (name malformed or taken), EngineAway, OutOfSpace, SandboxFailed."""
@@ -95,9 +106,27 @@ class Volumes:
         volume = await self.get(team_id, volume_id)
         with engine_errors_mapped(f"Volume {volume.name!r} could not be removed"):
             async with self._pods.closed(volume_id):
-                if not await self._engine.remove_volume(volume_id):
+                if not await self._remove(team_id, volume_id):
                     raise Conflict(f"Volume {volume.name!r} is mounted in a sandbox. Kill that sandbox first.")
                 await self._forget(volume_id)
+
+    async def _remove(self, team_id: str, volume_id: str) -> bool:
+        """False while a sandbox has it. The containers of one that was killed a moment ago are waited for."""
+        deadline = asyncio.get_running_loop().time() + self._stop_wait_s
+        while not await self._engine.remove_volume(volume_id):
+            if await self._is_mounted(team_id, volume_id) or asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(_POLL_S)
+        return True
+
+    async def _is_mounted(self, team_id: str, volume_id: str) -> bool:
+        """Whether a sandbox has it that was not told to stop."""
+        query = select(sandboxes.c.volume_mounts).where(
+            sandboxes.c.team_id == team_id, sandboxes.c.target.in_(("running", "paused"))
+        )
+        async with self._database.reading() as connection:
+            mounts = (await connection.execute(query)).scalars()
+            return any(mount["volume_id"] == volume_id for mounted in mounts for mount in mounted)
 
     async def admit(self, volume_id: str, token: str | None) -> None:
         """Let the holder of a volume's token at its content. Raises: Unauthorized, whether or not there is a volume."""

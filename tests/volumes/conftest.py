@@ -87,7 +87,7 @@ async def rooms(tmp_path: Path, agent: RunningAgent) -> AsyncIterator[Rooms]:
             team=await accounts.create_team("test"),
             engine=engine,
             pods=pods,
-            volumes=Volumes(database=database, vault=vault, engine=engine, pods=pods, now=clock),
+            volumes=Volumes(database=database, vault=vault, engine=engine, pods=pods, now=clock, stop_wait_s=1.0),
             content=VolumeContent(pods, http),
             secrets=Secrets(database=database, vault=vault, now=clock),
             door=door,

@@ -75,6 +75,21 @@ async def test_a_volume_in_use_cannot_be_removed(api: httpx.AsyncClient, rooms: 
     assert (await api.delete(f"/volumes/{made['volumeID']}")).status_code == 204
 
 
+async def test_a_volume_is_removed_once_the_containers_of_a_killed_sandbox_are_gone(
+    api: httpx.AsyncClient, rooms: Rooms
+) -> None:
+    made = await create(api)
+    mount = VolumeMount(volume=made["volumeID"], path="/data")
+    limits = Limits(memory_mib=64, cpus=1, pids=9)
+    workspace = ContainerSpec(role="workspace", image=IMAGE, limits=limits, mounts=(mount,))
+    await rooms.engine.start(PodSpec(pod_id="p", containers=(workspace,)))
+    async with asyncio.TaskGroup() as group:
+        removal = group.create_task(api.delete(f"/volumes/{made['volumeID']}"))
+        await asyncio.sleep(0)
+        await rooms.engine.stop("p")
+    assert removal.result().status_code == 204
+
+
 async def test_a_volume_that_the_engine_could_not_make_is_not_recorded(api: httpx.AsyncClient, rooms: Rooms) -> None:
     rooms.engine.is_away = True
     assert_refused(await api.post("/volumes", json={"name": "data"}), 503, "engine")
