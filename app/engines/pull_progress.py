@@ -6,21 +6,21 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-_INTERVAL_S = 1.0
 _THERE = ("Pull complete", "Already exists")
 _MIB = 1024 * 1024
 
 
 class PullProgress:
-    def __init__(self) -> None:
+    def __init__(self, *, interval_s: float = 1.0) -> None:
+        self._interval_s = interval_s
         self._layers: dict[str, bool] = {}
         """Layer -> whether it is there."""
         self._bytes: dict[str, tuple[int, int]] = {}
         """Layer -> how much of it has come, and its size."""
-        self._told_at = -_INTERVAL_S
+        self._told_at = -float("inf")
 
     def take(self, event: Mapping[str, Any]) -> str | None:
-        """The line after this event, unless one was given less than a second ago."""
+        """The line after this event, unless one was given less than the interval ago."""
         layer, status = event.get("id"), str(event.get("status", ""))
         if layer is None or status.startswith("Pulling from"):
             return None
@@ -31,7 +31,7 @@ class PullProgress:
         elif status in (*_THERE, "Download complete") and layer in self._bytes:
             total = self._bytes[layer][1]
             self._bytes[layer] = (total, total)
-        if time.monotonic() < self._told_at + _INTERVAL_S:
+        if time.monotonic() < self._told_at + self._interval_s:
             return None
         self._told_at = time.monotonic()
         return self._line()
