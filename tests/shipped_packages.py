@@ -1,4 +1,4 @@
-"""Packages of shipped servers, for manifests of tests: a program of the image needs some package to be named with it."""
+"""Packages of shipped servers, for tests' manifests: a program of the image needs some package to be named with it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 from e2b import Volume
 from e2b.exceptions import AuthenticationException, VolumeException, VolumePathNotFoundException
 
-from app.volumes.pods import VOLUME_LABEL
+from app.sandboxes.planning import VOLUME_LABEL
 from tests.e2e.installation import Installation, wait_until
 
 pytestmark = pytest.mark.e2e

@@ -19,7 +19,8 @@ def server(name: str, **more: Any) -> ServerDefinition:
 
 def result(definition: ServerDefinition, **more: Any) -> Verification:
     assert definition.package is not None
-    return Verification(**{"state": "verified", "digest": definition.package.digest, "tools": 3} | more)
+    seen: dict[str, Any] = {"state": "verified", "digest": definition.package.digest, "tools": 3}
+    return Verification(**seen | more)
 
 
 def test_a_result_is_there_in_the_next_run(tmp_path: Path) -> None:
