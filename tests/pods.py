@@ -37,6 +37,9 @@ class PodTransport(httpx.AsyncBaseTransport):
         """While set, nothing in any pod listens."""
         self.metrics: dict[str, float] = {}
         """What every agent says of its use."""
+        self.configuring = asyncio.Event()
+        """While cleared, gateways take their configuration and do not answer yet."""
+        self.configuring.set()
         self.broken: set[str] = set()
         """Addresses of pods whose agent answers everything with 500."""
 
@@ -65,6 +68,7 @@ class PodTransport(httpx.AsyncBaseTransport):
                 return httpx.Response(401)
             case "PUT", 50006, "/config":
                 pod.configs.append({"control": request.headers["Authorization"], **body})
+                await self.configuring.wait()
                 return httpx.Response(200, json=self._status(pod))
             case "GET", 50006, "/status":
                 return httpx.Response(200, json=self._status(pod))

@@ -158,9 +158,15 @@ class Reconciler:
         Raises: EngineAway, OutOfSpace, InvalidRequest (image of a server), ServerStartFailed, SandboxFailed, Conflict
         (told to stop meanwhile).
         """
-        self._warm_pool.asked(plan.recipe, pod)
-        self._journal.record(sandbox.id, f"Created from template {sandbox.template.name}.")
-        return await self._moves.run(sandbox.id, lambda: self._start(sandbox, pod, plan), name="start")
+        # Somebody waits for it, warm or not: the pool, which learns that it is short of a pod, is to stay away from the
+        # processors until the servers have started.
+        self._starting += 1
+        try:
+            self._warm_pool.asked(plan.recipe, pod)
+            self._journal.record(sandbox.id, f"Created from template {sandbox.template.name}.")
+            return await self._moves.run(sandbox.id, lambda: self._start(sandbox, pod, plan), name="start")
+        finally:
+            self._starting -= 1
 
     def pools(self) -> list[PoolStatus]:
         return self._warm_pool.status()
@@ -172,7 +178,6 @@ class Reconciler:
     async def _start(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan) -> BroughtUp:
         began = asyncio.get_running_loop().time()
         is_cold, claimed_id = pod.address is None, pod.id
-        self._starting += is_cold
         try:
             async with asyncio.timeout(plan.deadline_s):
                 started = await self._starter.start_sandbox(sandbox, pod, plan)
@@ -187,8 +192,6 @@ class Reconciler:
             finally:
                 self.stop_soon(sandbox.id)  # also where the database is away: this goes on until it is back
             raise problem from error
-        finally:
-            self._starting -= is_cold
         took_s = round(asyncio.get_running_loop().time() - began, 4)
         _log.info(
             "sandbox_started",

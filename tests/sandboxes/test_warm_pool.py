@@ -49,6 +49,22 @@ async def test_a_create_of_another_kind_leaves_the_pool_alone(
         assert len(await engine.observe()) == 2
 
 
+async def test_no_pod_is_made_while_somebody_waits_for_a_sandbox_that_claimed_one(
+    start_control_plane: StartControlPlane, pods: PodTransport
+) -> None:
+    async with start_control_plane(warm=1, warm_template="mcp-gateway") as control_plane:
+        (warm,) = await until_waiting(control_plane, 1)
+        pods.configuring.clear()
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            group.create_task(control_plane.service.create(control_plane.team_id, request(mcp={})))
+            while not pods.pod(f"{warm.id}.pod").configs:
+                await asyncio.sleep(0.002)
+            for _ in range(200):  # far more turns than the pool needs to begin with a pod
+                assert list(await control_plane.store.pods()) == [warm.id]
+            pods.configuring.set()
+        await until_waiting(control_plane, 1)
+
+
 async def test_more_creates_than_pods_wait_are_served_cold(start_control_plane: StartControlPlane) -> None:
     async with start_control_plane(warm=2) as control_plane:
         await until_waiting(control_plane, 2)
