@@ -3,8 +3,9 @@ SHELL := /bin/bash -o pipefail
 PYTHON ?= python3
 BIN := .venv/bin
 T ?= tests
+BENCH_OUTPUT = $(if $(MARKDOWN),--markdown $(MARKDOWN)) $(if $(JSON),--json $(JSON))
 
-.PHONY: help run test check format bench lock clean
+.PHONY: help run test check format bench bench-peers lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -26,9 +27,13 @@ format: .venv/.development ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.development ## Measure Sandgate beside the engine's own floor, in one run
+bench: .venv/.development ## Measure Sandgate beside the engine's own floor, in one run (MARKDOWN=file, JSON=file, ARGS=…)
 	$(BIN)/sandgate images build
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(BENCH_OUTPUT) $(ARGS)
+
+bench-peers: .venv/.development ## Measure Sandgate beside other gateways, on the same server (the same options)
+	$(BIN)/sandgate images build
+	$(BIN)/python -m tests.bench.peers $(BENCH_OUTPUT) $(ARGS)
 
 lock: .venv/.development ## Resolve the dependencies anew
 	$(BIN)/uv pip compile -q pyproject.toml --group dev --upgrade --generate-hashes --universal --python-version 3.11 --no-header -o requirements-dev.lock

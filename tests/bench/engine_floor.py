@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import docker
 from docker.types import Mount
@@ -16,10 +19,40 @@ from app.packages import STORE_MOUNT
 from tests.shipped_packages import shipped_package
 
 _LABEL = "sandgate.bench"
+_SERVER_LIMIT_S = 60.0
 _STORE = Mount(
     target=STORE_MOUNT.path, source=shared_volume_name(STORE_MOUNT.volume), type="volume", no_copy=True, read_only=True
 )
 _TIME_SERVER = f"{shipped_package('time').directory}/bin/mcp-server-time --local-timezone=UTC"
+
+
+@dataclass(frozen=True, slots=True)
+class FloorContainer:
+    """One container that runs, and what the engine can do with it."""
+
+    client: docker.APIClient
+    name: str
+
+    def put(self, content: bytes) -> None:
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            entry = tarfile.TarInfo("content")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+        assert self.client.put_archive(self.name, "/tmp", archive.getvalue())
+
+    def get(self) -> bytes:
+        stream, _ = self.client.get_archive(self.name, "/tmp/content")
+        return b"".join(stream)
+
+    def freeze(self) -> None:
+        self.client.pause(self.name)
+
+    def thaw(self) -> None:
+        self.client.unpause(self.name)
+
+    def commit(self) -> None:
+        self.client.remove_image(self.client.commit(self.name)["Id"])
 
 
 class EngineFloor:
@@ -42,9 +75,17 @@ class EngineFloor:
         script = f"(echo '{request}'; exec sleep 60) | {_TIME_SERVER} | head -n 1"
         began = time.perf_counter()
         with self._started([self._images.gateway], command=["/bin/sh", "-c", script]) as (container,):
-            for _ in self._client.logs(container, stream=True, stderr=False):
-                return (time.perf_counter() - began) * 1000
-            raise AssertionError(self._client.logs(container).decode())
+            # Asked for again and again: the stream of the engine's client cannot be closed without a warning.
+            while not self._client.logs(container, stderr=False):
+                assert time.perf_counter() < began + _SERVER_LIMIT_S, self._client.logs(container).decode()
+                time.sleep(0.01)
+            return (time.perf_counter() - began) * 1000
+
+    @contextmanager
+    def container(self) -> Iterator[FloorContainer]:
+        """One of the workspace image."""
+        with self._started([self._images.workspace]) as (name,):
+            yield FloorContainer(self._client, name)
 
     def _timed(self, images: list[str]) -> float:
         began = time.perf_counter()

@@ -31,7 +31,7 @@ def control_plane(bed: Bed, *, wanted: int) -> Iterator[Section]:
         (
             distribution("start of the process to the first answer", times, "ms", target="≤ 2,000 ms"),
             distribution("· processor time of it", spent, "ms"),
-            Row("RSS after the start", rss_mib(bed.control_plane), "MiB", target="≤ 120 MB"),
+            Row("RSS after the start", rss_mib([bed.control_plane]), "MiB", target="≤ 120 MB"),
         ),
     )
 

@@ -20,6 +20,8 @@ from tests.bench.results import percentile
 
 _ANSWER_TIMEOUT_S = 30.0
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked\r\n", re.IGNORECASE)
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class LoadError(Exception):
@@ -140,10 +142,9 @@ class _HttpCaller(asyncio.Protocol):
         head_ends = self._received.find(b"\r\n\r\n")
         if head_ends < 0:
             return
-        length = _LENGTH.search(self._received, 0, head_ends + 2)
-        if length is None or not self._received.startswith(b"HTTP/1.1 200"):
+        if not self._received.startswith(b"HTTP/1.1 200"):
             self._fail(f"unexpected answer: {self._received[:500]!r}")
-        elif len(self._received) >= head_ends + 4 + int(length[1]):
+        elif self._is_complete(head_ends):
             body, self._received = self._received[head_ends + 4 :], b""
             if b'"result":' not in body:
                 self._fail(f"the call failed: {body[:500]!r}")
@@ -151,6 +152,13 @@ class _HttpCaller(asyncio.Protocol):
                 self._send()
             elif not self.done.done():
                 self.done.set_result(None)
+
+    def _is_complete(self, head_ends: int) -> bool:
+        """Whether all of the answer is here: JSON of a known length, or the one event of a chunked stream."""
+        length = _LENGTH.search(self._received, 0, head_ends + 2)
+        if length is not None:
+            return len(self._received) >= head_ends + 4 + int(length[1])
+        return bool(_CHUNKED.search(self._received, 0, head_ends + 2)) and self._received.endswith(_LAST_CHUNK)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(f"the connection was closed: {exc}")

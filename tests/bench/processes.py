@@ -27,8 +27,9 @@ def cpu_ms(pids: Iterable[int]) -> float:
     return spent_ns / 1e6
 
 
-def rss_mib(pid: int) -> float:
-    return psutil.Process(pid).memory_info().rss / 2**20
+def rss_mib(pids: Iterable[int]) -> float:
+    """Resident memory, all added up: pages shared among them count more than once."""
+    return sum(psutil.Process(pid).memory_info().rss for pid in pids) / 2**20
 
 
 def pss_mib(pids: Iterable[int]) -> float:
@@ -48,11 +49,11 @@ def children_of(pid: int) -> list[int]:
 class SandboxProcesses:
     """Who is who among the host's processes, for one sandbox."""
 
-    def __init__(self, client: docker.APIClient, sandbox_id: str) -> None:
+    def __init__(self, client: docker.APIClient, pod_id: str) -> None:
         self._inits: dict[str, int] = {}
         self.address = ""
         """Where the pod's ports are reached from the host."""
-        found = client.containers(filters={"label": f"sandgate.label.sandbox={sandbox_id}"})
+        found = client.containers(filters={"label": f"sandgate.pod={pod_id}"})
         for container in found:
             role = container["Labels"]["sandgate.role"]
             self._inits[role] = client.inspect_container(container["Id"])["State"]["Pid"]
@@ -71,6 +72,11 @@ class SandboxProcesses:
     def servers(self) -> list[int]:
         """Of the gateway container: package servers with all they started."""
         return children_of(self.gateway)
+
+    @property
+    def shims(self) -> list[int]:
+        """The engine's own process beside each container."""
+        return [parent.pid for init in self._inits.values() if (parent := psutil.Process(init).parent()) is not None]
 
     @property
     def all(self) -> list[int]:

@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_COLUMNS = ("what", "ratio", "p50", "best", "p99", "unit", "n", "target")
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -26,7 +28,7 @@ class Row:
     n: int = 1
     """How many values stand behind `value`, which is their median, or that of the rounds' medians."""
     ratio: float | None = None
-    """To the first row of the section that has the ratio 1."""
+    """To the row above it that has the ratio 1."""
     target: str = ""
     """The design target, as docs/ARCHITECTURE.md has it."""
 
@@ -35,6 +37,8 @@ class Row:
 class Section:
     title: str
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    """What has to be said below the table, a sentence each."""
 
 
 @dataclass(slots=True)
@@ -49,15 +53,25 @@ class Report:
     def write_json(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
-    def write_markdown(self, path: Path) -> None:
-        """As in docs/performance.md."""
+    def write_markdown(self, path: Path, name: str) -> None:
+        """As in docs/performance.md: in place of what stands between the marks of `name`, or as a file of its own."""
+        text = "\n".join(self._markdown())
+        opening, closing = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        page = path.read_text() if path.exists() else ""
+        before, opened, rest = page.partition(opening)
+        _, closed, after = rest.partition(closing)
+        path.write_text(f"{before}{opened}{text}{closed}{after}" if opened and closed else text)
+
+    def _markdown(self) -> list[str]:
         lines = [", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.machine.items()), ""]
         for section in self.sections:
-            lines += [f"**{section.title}**", "", "| what | p50 | best | p99 | unit | ratio | n | target |"]
-            lines += ["|---|---:|---:|---:|---|---:|---:|---|"]
+            lines += [f"**{section.title}**", "", f"| {' | '.join(_COLUMNS)} |"]
+            lines += [f"|---|{'---:|' * 4}---|---:|---|"]
             lines += [f"| {' | '.join(_cells(row))} |" for row in section.rows]
             lines.append("")
-        path.write_text("\n".join(lines))
+            if section.notes:
+                lines += [*(f"* {note}" for note in section.notes), ""]
+        return lines
 
 
 def distribution(what: str, values: Sequence[float], unit: str, *, base: float | None = None, target: str = "") -> Row:
@@ -77,18 +91,19 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def print_section(section: Section) -> None:
     table = Table(title=section.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("what")
-    for name in ("p50", "best", "p99", "unit", "ratio", "n", "target"):
-        table.add_column(name, justify="left" if name in ("unit", "target") else "right")
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name in ("what", "unit", "target") else "right")
     for row in section.rows:
         table.add_row(*_cells(row))
-    Console(width=150, highlight=False, markup=False).print(table, "")
+    Console(width=150, highlight=False, markup=False).print(
+        table, *(f"* {note}" for note in section.notes), "", sep="\n"
+    )
 
 
 def _cells(row: Row) -> list[str]:
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
     numbers = [_number(value) for value in (row.value, row.best, row.p99)]
-    return [row.what, *numbers, row.unit, ratio, str(row.n), row.target]
+    return [row.what, ratio, *numbers, row.unit, str(row.n), row.target]
 
 
 def _number(value: float | None) -> str:

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.bench import load
+from tests.bench.asgi_server import serving
 from tests.bench.bed import ECHO_SERVERS, ERAS, Bed, echo_command
-from tests.bench.floor_app import serving
 from tests.bench.load import Load
 from tests.bench.processes import cpu_ms
 from tests.bench.results import Row, Section
 from tests.bench.rounds import rounds
 from tests.bench.wire import Endpoint, Era, echo_call, http_echo_call, http_post
 
-CONNECTIONS = (1, 16)
+CONNECTIONS = (1, 16, 64)
 BUDGET_S = 50.0
 
 _FLOOR, _DIRECT, _GATEWAY, _EDGE = "bare ASGI app", "direct, stdio", "gateway", "edge + gateway"
@@ -63,7 +63,7 @@ class Way:
 
 def measure(bed: Bed, *, wanted: int, seconds: float) -> Iterator[Section]:
     """The load generator's own limit, latency and throughput, processor time. Ways take turns, round by round."""
-    with bed.sandbox(mcp=ECHO_SERVERS) as sandbox, serving() as floor:
+    with bed.sandbox(mcp=ECHO_SERVERS) as sandbox, serving("tests.bench.floor_app:app") as floor:
         watched = {**watch(bed, sandbox), "floor": [floor.pid]}
         ways = [_floor_way(floor.port, connections) for connections in CONNECTIONS]
         for connections in CONNECTIONS:
@@ -118,15 +118,14 @@ def _floor_way(port: int, connections: int) -> Way:
 def _latency(ways: Sequence[Way]) -> Section:
     rows: list[Row] = []
     for way in ways:
-        if way.connections != 1:
-            continue
+        direct = way if way.path == _FLOOR else _direct(way, ways)
         best = min(round_.p50_ms for round_ in way.loads)
-        rows.append(Row(way.name, way.p50_ms, "ms", best=best, p99=way.p99_ms, n=way.calls))
-        if way.path == _EDGE:
-            direct = _direct(way, ways)
+        ratio = None if way.path == _FLOOR else way.p50_ms / direct.p50_ms
+        rows.append(Row(way.name, way.p50_ms, "ms", best=best, p99=way.p99_ms, n=way.calls, ratio=ratio))
+        if way.path == _EDGE and way.connections == 1:
             added, at_best = way.p50_ms - direct.p50_ms, best - min(round_.p50_ms for round_ in direct.loads)
             rows.append(Row("· added to the direct call", added, "ms", best=at_best, n=way.calls, target="≤ 1.5 ms"))
-    return Section("Tool call, latency, one call at a time", tuple(rows))
+    return Section("Tool call, latency (ratio: to the direct call)", tuple(rows))
 
 
 def _throughput(ways: Sequence[Way]) -> Section:

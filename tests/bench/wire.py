@@ -1,4 +1,4 @@
-"""Requests as bytes, made once: what the load generator sends again and again."""
+"""Requests as bytes, made once, which the load generator sends again and again; and a few that are sent once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ LEGACY_VERSION = "2025-11-25"
 MODERN_VERSION = "2026-07-28"
 ACCEPT = "application/json, text/event-stream"
 TEXT = "x" * 50
+TIMEOUT_S = 180.0
 
 _META = "io.modelcontextprotocol/"
 _CLIENT = {"name": "bench", "version": "1"}
@@ -37,6 +38,11 @@ class Endpoint:
         return {"Authorization": f"Bearer {self.token}", "Accept": ACCEPT, "Content-Type": "application/json"}
 
 
+def http_client() -> httpx.Client:
+    """Without TLS, whose set-up takes longer than many a request here."""
+    return httpx.Client(trust_env=False, verify=False, timeout=TIMEOUT_S)
+
+
 def message(method: str, params: dict[str, Any], era: Era, identifier: int = 1) -> bytes:
     """One JSON-RPC request, with the envelope that every modern one carries."""
     if era == "modern":
@@ -56,7 +62,8 @@ def http_echo_call(endpoint: Endpoint, tool: str, era: Era) -> bytes:
     if era == "modern":
         headers |= _modern_headers("tools/call", tool)
     else:
-        headers |= {"MCP-Protocol-Version": LEGACY_VERSION, "Mcp-Session-Id": open_session(endpoint)}
+        with http_client() as http:
+            headers = open_session(http, endpoint)
     return http_post(endpoint, headers, echo_call(tool, era))
 
 
@@ -67,22 +74,46 @@ def http_post(endpoint: Endpoint, headers: dict[str, str], body: bytes) -> bytes
     return "\r\n".join(lines).encode() + body
 
 
-def open_session(endpoint: Endpoint) -> str:
-    """The id of a new session. Raises: httpx.HTTPStatusError."""
+def open_session(http: httpx.Client, endpoint: Endpoint) -> dict[str, str]:
+    """The headers of every further request of a new session, be it one that the server gave an id or not.
+
+    Raises: httpx.HTTPError.
+    """
     params = {"protocolVersion": LEGACY_VERSION, "capabilities": {}, "clientInfo": _CLIENT}
-    body = message("initialize", params, "legacy")
-    answer = httpx.post(endpoint.url, headers=endpoint.headers, content=body, trust_env=False)
+    answer = http.post(endpoint.url, headers=endpoint.headers, content=message("initialize", params, "legacy"))
     answer.raise_for_status()
-    return str(answer.headers["mcp-session-id"])
+    headers = {**endpoint.headers, "MCP-Protocol-Version": LEGACY_VERSION}
+    if session := answer.headers.get("mcp-session-id"):
+        headers["Mcp-Session-Id"] = session
+    initialized = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+    http.post(endpoint.url, headers=headers, json=initialized).raise_for_status()
+    return headers
 
 
-def list_tools(endpoint: Endpoint) -> list[str]:
-    """Names of all tools, by one stateless request. Raises: httpx.HTTPStatusError."""
-    headers = endpoint.headers | _modern_headers("tools/list")
-    body = message("tools/list", {}, "modern")
-    answer = httpx.post(endpoint.url, headers=headers, content=body, trust_env=False)
+def list_tools(http: httpx.Client, endpoint: Endpoint, era: Era = "modern") -> list[str]:
+    """Names of all tools: modern by one stateless request, legacy in a session of its own. Raises: httpx.HTTPError."""
+    headers = endpoint.headers | _modern_headers("tools/list") if era == "modern" else open_session(http, endpoint)
+    answer = http.post(endpoint.url, headers=headers, content=message("tools/list", {}, era))
+    return [tool["name"] for tool in _result(answer)["tools"]]
+
+
+def call_tool(http: httpx.Client, endpoint: Endpoint, tool: str, **arguments: object) -> None:
+    """By one stateless request; what it answers must be no error. Raises: httpx.HTTPError."""
+    headers = endpoint.headers | _modern_headers("tools/call", tool)
+    body = message("tools/call", {"name": tool, "arguments": arguments}, "modern")
+    result = _result(http.post(endpoint.url, headers=headers, content=body))
+    assert not result.get("isError"), result
+
+
+def _result(answer: httpx.Response) -> dict[str, Any]:
+    """Of an answer that is JSON, or a stream whose last event is the answer."""
     answer.raise_for_status()
-    return [tool["name"] for tool in answer.json()["result"]["tools"]]
+    text = answer.text
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        text = [line for line in text.splitlines() if line.startswith("data:")][-1].removeprefix("data:")
+    message = json.loads(text)
+    assert "result" in message, message
+    return dict(message["result"])
 
 
 def _modern_headers(method: str, name: str | None = None) -> dict[str, str]:
