@@ -11,6 +11,7 @@
     │   ├── ServerStartFailed    424
     │   ├── SandboxFailed        500
     │   ├── EngineAway           503   with Retry-After
+    │   ├── TooBusy              503   with Retry-After
     │   └── OutOfSpace           507
     └── EngineError                   from an engine to the reconciler
         ├── EngineUnavailable         the engine does not answer
@@ -87,6 +88,13 @@ class SandboxFailed(Problem):
 class EngineAway(Problem):
     status = 503
     retry_after_s = 5
+
+
+class TooBusy(Problem):
+    """More sandboxes are being started than this machine can start in the time that a caller waits."""
+
+    status = 503
+    retry_after_s = 10
 
 
 class OutOfSpace(Problem):

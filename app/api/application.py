@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import catalog, health, sandboxes, secrets, teams, telemetry, templates, volume_content, volumes
+from app.api import catalog, health, pools, sandboxes, secrets, teams, telemetry, templates, volume_content, volumes
 from app.api.errors import install_error_handlers
 from app.api.limits import BodyLimit
 
@@ -24,6 +24,6 @@ def make_api(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -
     api.add_middleware(BodyLimit)
     install_error_handlers(api)
     # Telemetry first: its `/sandboxes/metrics` would otherwise be taken for a sandbox called `metrics`.
-    for part in (telemetry, sandboxes, templates, volumes, volume_content, secrets, teams, catalog, health):
+    for part in (telemetry, sandboxes, templates, volumes, volume_content, secrets, teams, catalog, pools, health):
         api.include_router(part.router)
     return api

@@ -19,8 +19,13 @@ from app.sandboxes.models import PodRecord, PodSecrets, Sandbox, ServerStatus
 from app.sandboxes.planning import SandboxPlan, make_pod_spec
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, PodUnreachableError
 from app.sandboxes.store import Store
+from app.sandboxes.turns import Turns
 
 _PREPARE_WAIT_S = 20.0
+_COLD_STARTS_AT_ONCE = 8
+"""An engine makes few containers at a time; more at once make all of them slower, until none is up in time."""
+_TURN_WITHIN_S = 40.0
+"""The SDKs wait 60 s for an answer."""
 _WARM_ANSWER_S = 3.0
 _READY_POLL_S = 2.0
 _READY_DEADLINE_S = 60.0
@@ -63,6 +68,7 @@ class PodStarter:
         self._now = now
         self._listen_deadline_s = listen_deadline_s
         self._prepared = asyncio.Event()
+        self._cold_starts = Turns(at_once=_COLD_STARTS_AT_ONCE, within_s=_TURN_WITHIN_S)
 
     def engine_prepared(self) -> None:
         """The engine's networks and their guard are in place: pods may be started."""
@@ -75,7 +81,8 @@ class PodStarter:
     async def start_sandbox(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan) -> Started:
         """Bring up the pod of a recorded sandbox.
 
-        Raises: EngineError, SandboxFailed (with the last log lines of what did not come up), ServerStartFailed.
+        Raises: EngineError, TooBusy, ServerStartFailed, SandboxFailed (with the last log lines of what did not come
+        up).
         """
         if plan.gateway is not None and (plan.gateway.packages or plan.gateway.image_servers):
             await self._until_prepared()
@@ -94,7 +101,8 @@ class PodStarter:
             else:
                 sandbox, servers = await self._finish(sandbox, pod)
                 return Started(sandbox, pod, servers)
-        pod = await self.start_pod(pod, plan)
+        async with self._cold_starts.turn():
+            pod = await self.start_pod(pod, plan)
         sandbox, servers = await self.configure(sandbox, pod)
         return Started(sandbox, pod, servers)
 

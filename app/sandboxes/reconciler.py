@@ -155,8 +155,8 @@ class Reconciler:
     async def bring_up(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan) -> BroughtUp:
         """Start a recorded sandbox; returns once it can be used. After a failure nothing of it stays.
 
-        Raises: EngineAway, OutOfSpace, InvalidRequest (image of a server), ServerStartFailed, SandboxFailed, Conflict
-        (told to stop meanwhile).
+        Raises: EngineAway, TooBusy, OutOfSpace, InvalidRequest (image of a server), ServerStartFailed, SandboxFailed,
+        Conflict (told to stop meanwhile).
         """
         # Somebody waits for it, warm or not: the pool, which learns that it is short of a pod, is to stay away from the
         # processors until the servers have started.
@@ -177,7 +177,7 @@ class Reconciler:
 
     async def _start(self, sandbox: Sandbox, pod: PodRecord, plan: SandboxPlan) -> BroughtUp:
         began = asyncio.get_running_loop().time()
-        is_cold, claimed_id = pod.address is None, pod.id
+        is_cold = pod.address is None
         try:
             async with asyncio.timeout(plan.deadline_s):
                 started = await self._starter.start_sandbox(sandbox, pod, plan)
@@ -198,7 +198,7 @@ class Reconciler:
             sandbox_id=sandbox.id,
             pod_id=started.pod.id,
             template=sandbox.template.name,
-            warm=not is_cold and pod.id == claimed_id,
+            warm=not is_cold and started.pod.id == pod.id,
             took_s=took_s,
         )
         self._journal.record(sandbox.id, f"Started in {took_s} s.")

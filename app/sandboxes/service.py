@@ -33,6 +33,7 @@ from app.sandboxes.pod_clients import GatewayClient, PodUnreachableError
 from app.sandboxes.pod_starter import new_pod
 from app.sandboxes.reconciler import Reconciler
 from app.sandboxes.store import Store
+from app.sandboxes.warm_pool import PoolStatus
 from app.templates import ResolvedTemplate, Snapshot, SnapshotPage, TemplateService
 
 MOST_FORKS = 20
@@ -75,6 +76,10 @@ class SandboxService:
         self._catalog = catalog
         self._blueprint = blueprint
         self._now = now
+
+    def pools(self) -> list[PoolStatus]:
+        """How the pods that wait are doing."""
+        return self._reconciler.pools()
 
     # -- create, look, list -----------------------------------------------------------------------------------------
 

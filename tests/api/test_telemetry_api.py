@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +17,7 @@ from app.api.resources import Resources
 from app.engines.in_memory_engine import InMemoryEngine
 from app.sandboxes.journal import Level
 from tests.api.test_sandboxes_api import assert_error, create
-from tests.in_process import ControlPlane
+from tests.in_process import ControlPlane, StartControlPlane
 from tests.pods import PodTransport
 
 
@@ -172,3 +174,14 @@ async def test_a_key_has_one_team_and_is_told_no_other_key(api: httpx.AsyncClien
     bearer = await api.get("/teams", headers={"X-API-KEY": "", "Authorization": f"Bearer {key}"})
     assert bearer.json() == [team]
     assert_error(await api.get("/teams", headers={"X-API-KEY": "e2b_" + "0" * 40}), 401)
+
+
+async def test_pools_are_told(start_control_plane: StartControlPlane, app: FastAPI, api: httpx.AsyncClient) -> None:
+    assert (await api.get("/api/v1/pools")).json() == {"pools": []}
+    async with start_control_plane(warm=2) as with_pool:
+        app.state.parts = replace(app.state.parts, service=with_pool.service)
+        async with asyncio.timeout(5):
+            while (pools := (await api.get("/api/v1/pools")).json()["pools"]) == [] or pools[0]["waiting"] < 2:
+                await asyncio.sleep(0.002)
+    counts = {"wanted": 2, "waiting": 2, "warmCreates": 0, "coldCreates": 0, "replaced": 0}
+    assert pools == [{"templates": ["base"], "size": 2, **counts}]
