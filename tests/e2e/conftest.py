@@ -190,8 +190,17 @@ def write_manifests(home: Path, surroundings: Surroundings) -> None:
 
 
 @pytest.fixture(scope="session")
-def claude() -> Path:
-    """Claude Code, of the version in package-lock.json."""
+def node_modules() -> Path:
+    """What package-lock.json names, installed when it has changed."""
     folder = ROOT / "tests" / "e2e"
-    subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    return folder / "node_modules" / ".bin" / "claude"
+    installed = folder / "node_modules"
+    finished = installed / ".package-lock.json"  # npm writes it last
+    if not finished.exists() or finished.stat().st_mtime < (folder / "package-lock.json").stat().st_mtime:
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return installed
+
+
+@pytest.fixture(scope="session")
+def claude(node_modules: Path) -> Path:
+    """Claude Code, of the version in package-lock.json."""
+    return node_modules / ".bin" / "claude"

@@ -198,6 +198,14 @@ class Installation:
         self.kill()
         asyncio.run(self._remove())
 
+    def remove_images(self) -> None:
+        """Templates, layers of their builds, and snapshots."""
+        client = docker.from_env()
+        prefix = f"sandgate-{(self.home / 'installation').read_text()}/"
+        for name in [name for image in client.images.list() for name in image.tags if name.startswith(prefix)]:
+            client.images.remove(name)
+        client.close()
+
     async def _remove(self) -> None:
         settings = Settings()
         tags = image_tags(ROOT / "sandbox_images", base_image=settings.base_image, ca_bundle=settings.ca_bundle)

@@ -105,7 +105,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory, foreign_images: None) -> Iter
                 assert answer.status_code == 204, answer.text
     installation.stop()
     installation.remove()
-    _remove_images(installation)
+    installation.remove_images()
 
 
 @pytest.fixture
@@ -114,17 +114,7 @@ def own_gate(tmp_path: Path) -> Iterator[Installation]:
     installation = Installation(tmp_path / "home", {"SANDGATE_POOL": "base=0"})
     yield installation
     installation.remove()
-    _remove_images(installation)
-
-
-def _remove_images(installation: Installation) -> None:
-    client = docker.from_env()
-    prefix = f"sandgate-{(installation.home / 'installation').read_text()}/"
-    for image in client.images.list():
-        for name in image.tags:
-            if name.startswith(prefix):
-                client.images.remove(name)
-    client.close()
+    installation.remove_images()
 
 
 def options(gate: Installation) -> dict[str, Any]:
