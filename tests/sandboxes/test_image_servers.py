@@ -248,3 +248,26 @@ async def test_servers_are_found_by_the_tools_they_listed(
         await until(lambda: "shot" in [one.key for one in plane.catalog.search("shot-tool")])
     async with start_control_plane(own_servers=own_servers) as plane:
         await until(lambda: "shot" in [one.key for one in plane.catalog.search("shot-tool")])
+
+
+async def test_the_command_in_the_workspace_brings_image_servers_and_outlives_an_engine_that_is_away(
+    plane: ControlPlane, engine: InMemoryEngine, pods: PodTransport
+) -> None:
+    view = await create(plane)
+    pod_id = pod_of(plane, view)
+    pod = pods.pod(f"{pod_id}.pod")
+
+    async def ask(identifier: str, *keys: str) -> dict[str, Any]:
+        await pod.requests.put({"id": identifier, "mcp": {key: {} for key in keys}, "token": "t"})
+        async with asyncio.timeout(5):
+            return await pod.settled.get()
+
+    assert await ask("r1", "shot") == {"id": "r1", "ok": True}
+    assert set(engine.attached_to(pod_id)) == {"server-0"}
+    engine.is_away = True
+    refused = await ask("r2", "shot", "scan")
+    assert not refused["ok"]
+    assert "The container engine does not answer" in refused["message"]
+    engine.is_away = False
+    assert await ask("r3", "shot", "scan") == {"id": "r3", "ok": True}
+    assert set(engine.attached_to(pod_id)) == {"server-0", "server-1"}
