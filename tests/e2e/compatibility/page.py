@@ -18,7 +18,7 @@ Written by `make compatibility` from the results of its tests; not to be changed
 | | |
 |---|---|
 | **works** | does what it does at E2B |
-| no, with a number | cannot be had here; the reason is below the tables |
+| no, with a number | does not work here, and is tested not to; the reason is below the tables |
 | – | this version of the SDK does not have it |
 """
 
@@ -53,7 +53,7 @@ def render(observed: Observed) -> str:
     rows = [f"| {command.title} | {_cell(observed, name_of(command), '')} |" for command in COMMANDS]
     parts.append(f"## The command line\n\n| `{COMMAND_LINE}` | |\n|---|---|\n" + "\n".join(rows))
     reasons = [f"{number}. {feature.limit.reason}" for number, feature in enumerate(limited, 1) if feature.limit]
-    parts.append("## What cannot be had\n\n" + "\n".join(reasons))
+    parts.append("## What does not work, and why\n\n" + "\n".join(reasons))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
