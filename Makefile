@@ -5,7 +5,7 @@ BIN := .venv/bin
 T ?= tests
 BENCH_OUTPUT = $(if $(MARKDOWN),--markdown $(MARKDOWN)) $(if $(JSON),--json $(JSON))
 
-.PHONY: help run test check format bench bench-peers lock clean
+.PHONY: help run test compatibility check format bench bench-peers lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -16,6 +16,10 @@ run: .venv/.runtime ## Set up what is missing and serve on 127.0.0.1:8080
 test: .venv/.development ## Run all tests, those on real Docker included (T=path for some)
 	$(BIN)/sandgate images build
 	$(BIN)/pytest $(T)
+
+compatibility: .venv/.development ## Run E2B's SDKs and command line against Sandgate; write docs/compatibility.md
+	$(BIN)/sandgate images build
+	$(BIN)/python -m tests.e2e.compatibility
 
 check: .venv/.development ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .
