@@ -114,12 +114,7 @@ def test_root_in_the_workspace_finds_no_credential(sandbox: dict[str, Any], sdk:
 
 
 def test_no_credential_is_visible_from_outside(sandbox: dict[str, Any], installation: Installation) -> None:
-    pod = {"sandgate.label.sandbox": sandbox["sandboxID"]}
-    names = [
-        *installation.containers(**pod, **{"sandgate.role": "gateway"}),
-        *installation.containers(**pod, **{"sandgate.role": "workspace"}),
-    ]
-    assert len(names) == 2
+    names = [installation.container(sandbox["sandboxID"], role) for role in ("gateway", "workspace")]
     client = docker.APIClient()
     for name in names:
         assert SECRET not in str(client.inspect_container(name))
