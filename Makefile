@@ -5,7 +5,7 @@ BIN := .venv/bin
 T ?= tests
 BENCH_OUTPUT = $(if $(MARKDOWN),--markdown $(MARKDOWN)) $(if $(JSON),--json $(JSON))
 
-.PHONY: help run test compatibility check format bench bench-peers lock clean
+.PHONY: help run test compatibility check format bench bench-peers storm lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -38,6 +38,10 @@ bench: .venv/.development ## Measure Sandgate beside the engine's own floor, in 
 bench-peers: .venv/.development ## Measure Sandgate beside other gateways, on the same server (the same options)
 	$(BIN)/sandgate images build
 	$(BIN)/python -m tests.bench.peers $(BENCH_OUTPUT) $(ARGS)
+
+storm: .venv/.development ## Run the load tests at full size, on a machine of their own
+	$(BIN)/sandgate images build
+	$(BIN)/pytest tests/load --storm -s --timeout 1800
 
 lock: .venv/.development ## Resolve the dependencies anew
 	$(BIN)/uv pip compile -q pyproject.toml --group dev --upgrade --generate-hashes --universal --python-version 3.11 --no-header -o requirements-dev.lock

@@ -191,14 +191,13 @@ def test_a_stop_ends_open_streams_and_leaves_sandboxes_running(own_installation:
 
 
 def test_a_sandbox_ends_when_its_time_is_over(installation: Installation) -> None:
+    before = set(installation.containers())
     created = installation.create(timeout=1, mcp={"time": {}})
     sandbox_id = created["sandboxID"]
     with installation.http() as http:
         wait_until(lambda: http.get(f"/sandboxes/{sandbox_id}").status_code == 404, installation.sandboxes)
         assert http.post(created["mcp"]["url"], json={}).status_code == 502
-    wait_until(
-        lambda: not installation.containers(**{"sandgate.label.sandbox": sandbox_id}), installation.log.read_text
-    )
+    wait_until(lambda: set(installation.containers()) <= before, installation.log.read_text)
 
 
 def test_a_second_delete_finds_nothing(installation: Installation) -> None:
@@ -238,10 +237,11 @@ def test_twenty_creates_at_once_leak_nothing(installation: Installation) -> None
     assert Counter(answer.status_code for answer in answers) == {201: 20}, [answer.text for answer in answers]
     created = [answer.json()["sandboxID"] for answer in answers]
     assert set(created) <= set(installation.sandboxes())
+    pods = [installation.container(sandbox_id, "workspace").split("-")[1] for sandbox_id in created]
     for sandbox_id in created:
         installation.delete(sandbox_id)
     wait_until(
-        lambda: not any(installation.containers(**{"sandgate.label.sandbox": sandbox_id}) for sandbox_id in created),
+        lambda: not any(installation.containers(**{"sandgate.pod": pod_id}) for pod_id in pods),
         installation.log.read_text,
     )
 
@@ -299,6 +299,7 @@ async def test_an_engine_that_goes_away_and_comes_back(own_installation: Install
 def test_a_sandbox_that_lost_a_container_is_gone(installation: Installation) -> None:
     lost = {role: installation.create(mcp={"time": {}}) for role in ("workspace", "gateway")}
     client = docker.APIClient()
+    pods = {c["sandboxID"]: installation.container(c["sandboxID"], "workspace").split("-")[1] for c in lost.values()}
     for role, created in lost.items():
         client.kill(installation.container(created["sandboxID"], role))
     client.close()
@@ -307,7 +308,7 @@ def test_a_sandbox_that_lost_a_container_is_gone(installation: Installation) -> 
             sandbox_id = created["sandboxID"]
 
             def is_gone(sandbox_id: str = sandbox_id) -> bool:
-                left = installation.containers(**{"sandgate.label.sandbox": sandbox_id})
+                left = installation.containers(**{"sandgate.pod": pods[sandbox_id]})
                 return not left and http.get(f"/sandboxes/{sandbox_id}").status_code == 404
 
             wait_until(is_gone, installation.log.read_text, within_s=SWEPT_WITHIN_S)
