@@ -49,18 +49,30 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.docker)])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    """An empty, migrated database."""
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty database."""
     if request.param == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path / 'test.db'}"
-    else:
-        url = await _new_postgres_database(request.getfixturevalue("postgres_url"))
-    database = Database(url)
+        return f"sqlite+aiosqlite:///{tmp_path / 'test.db'}"
+    return await _new_postgres_database(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """An empty, migrated database."""
+    database = Database(database_url)
     try:
         await database.migrate()
         yield database
     finally:
         await database.aclose()
+
+
+@pytest.fixture
+async def same_database(database: Database, database_url: str) -> AsyncIterator[Database]:
+    """As another process has it."""
+    same = Database(database_url)
+    yield same
+    await same.aclose()
 
 
 async def _new_postgres_database(url: str) -> str:

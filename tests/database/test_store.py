@@ -255,6 +255,32 @@ async def test_many_claims_at_once_get_different_pods(store: Store, team_id: str
     assert {pod.id for pod in warm} < set(claimed)
 
 
+async def test_two_control_planes_claim_and_withdraw_from_one_pool_without_sharing_a_pod(
+    store: Store, same_database: Database, vault: Vault, team_id: str
+) -> None:
+    warm = [make_pod(None, recipe="r1") for _ in range(10)]
+    for pod in warm:
+        await store.insert_warm(pod, NOW)
+        await store.mark_warm(pod.id, address="10.0.0.9", now=NOW)
+    stores = (store, Store(same_database, vault))
+
+    async def claim(claiming: Store) -> str:
+        sandbox = make_sandbox(team_id)
+        return (await claiming.insert(sandbox, make_pod(sandbox, recipe="r1"))).id
+
+    async def withdraw(withdrawing: Store, pod_id: str) -> str | None:
+        return pod_id if await withdrawing.withdraw(pod_id) else None
+
+    async with asyncio.TaskGroup() as group:
+        claims = [group.create_task(claim(stores[number % 2])) for number in range(14)]
+        withdrawals = [group.create_task(withdraw(stores[number % 2], pod.id)) for number, pod in enumerate(warm[:4])]
+    claimed = [task.result() for task in claims]
+    withdrawn = {task.result() for task in withdrawals} - {None}
+    assert len(set(claimed)) == 14
+    assert not withdrawn & set(claimed)
+    assert {pod.id for pod in warm} <= withdrawn | set(claimed)
+
+
 async def test_a_withdrawn_pod_cannot_be_claimed_and_a_claimed_one_not_withdrawn(store: Store, team_id: str) -> None:
     pods_to_wait = [make_pod(None, recipe="r1") for _ in range(2)]
     for pod in pods_to_wait:
