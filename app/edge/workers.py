@@ -122,6 +122,8 @@ class EdgeWorkers:
     async def stop(self) -> None:
         """Let the workers end: no new connections, requests have a few seconds. Nothing replaces them."""
         self._stopping = True
+        for listener in self._listeners:
+            listener.close()
         links = list(self._links)
         for link in links:
             link.lines.send({"stop": True})
@@ -193,7 +195,7 @@ class EdgeWorkers:
     async def _keep(self, number: int, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         delay_s = _FIRST_RESTART_S
-        while True:
+        while not self._stopping:
             began = loop.time()
             try:
                 reason = await self._run(number, listener)
@@ -225,7 +227,6 @@ class EdgeWorkers:
                 pass_fds=tuple(files.values()),
                 env={name: value for name, value in os.environ.items() if not name.startswith("SANDGATE_")},
                 stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
             )
             undo.pop_all()
         link = _Link(number, process)

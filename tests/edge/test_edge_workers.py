@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -46,6 +48,8 @@ class Fleet:
     resume: Callable[[str], Awaitable[None]] | None = None
     asked: list[Scope] = field(default_factory=list)
     """What reached the API."""
+    api: ASGIApp | None = None
+    """In place of the usual one."""
 
     @property
     def url(self) -> str:
@@ -84,6 +88,9 @@ class Fleet:
 
     async def _api(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked.append(scope)
+        if self.api is not None:
+            await self.api(scope, receive, send)
+            return
         body = await read_body(receive)
         done = self.act()
         if done is not None:
@@ -377,6 +384,18 @@ async def test_a_large_body_streams_to_the_api(fleet: Fleet) -> None:
     assert len(response.content) == len(b"POST ") + 64 * 65536
 
 
+async def test_an_api_that_refuses_before_it_has_read_is_heard(fleet: Fleet) -> None:
+    async def too_large(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await answer(send, b"too large", status=413)
+
+    fleet.api = too_large
+    for _ in range(5):
+        response = await fleet.client.post("/upload", content=b"x" * (8 << 20))
+        assert (response.status_code, response.text) == (413, "too large")
+        assert (await fleet.client.post("/upload", content=b"x")).status_code == 413
+
+
 async def test_the_api_sees_the_clients_address_and_no_made_up_one(fleet: Fleet) -> None:
     headers = {"X-Sandgate-Peer": "8.8.8.8 1", "Connection": "keep-alive, x-sandgate-peer"}
     await fleet.client.get("/health", headers=headers)
@@ -440,7 +459,8 @@ async def test_workers_take_no_signal_for_an_end_but_their_control_planes_word(f
     await fleet.workers.caught_up()
     before = fleet.processes()
     for process in before:
-        os.kill(process.pid, signal.SIGTERM)
+        process.terminate()
+        process.send_signal(signal.SIGINT)
     assert await fleet.statuses(pod) == {200}
     await fleet.workers.stop()
     assert not fleet.processes()
@@ -451,6 +471,23 @@ async def test_a_home_with_a_long_path_will_do(tmp_path: Path) -> None:
     home.mkdir()
     async with a_fleet(home, count=1) as fleet:
         assert (await fleet.client.get("/health")).text == "GET "
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("app.edge.worker", {"app.settings", "cryptography", "docker", "fastapi", "httpx", "pydantic", "sqlalchemy"}),
+        ("app.cli", {"app.edge.workers", "app.edge.worker", "app.edge.relay", "app.edge.replica", "app.edge.lines"}),
+    ],
+)
+def test_a_worker_loads_nothing_of_the_server_and_a_server_without_workers_nothing_of_them(
+    module: str, absent: set[str]
+) -> None:
+    program = f"import {module}, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stdout.split())
+    assert module in loaded
+    assert not loaded & absent
 
 
 @pytest.fixture(autouse=True)
