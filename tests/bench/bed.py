@@ -164,8 +164,9 @@ def installed(
     try:
         with tempfile.TemporaryDirectory(prefix="sandgate-bench-") as home, http_client() as http:
             _write_manifests(Path(home), manifests or {})
-            # Byte code is kept, as it is wherever Sandgate is not started for the first time.
-            own = {"PYTHONDONTWRITEBYTECODE": "", "SANDGATE_POOL": pool}
+            # Byte code is kept, as it is wherever Sandgate is not started for the first time; and what else the machine
+            # is busy with is to make a run slow, not fail it.
+            own = {"PYTHONDONTWRITEBYTECODE": "", "SANDGATE_POOL": pool, "SANDGATE_SERVER_START_TIMEOUT_S": "120"}
             installation = Installation(Path(home), {**(settings or {}), **own})
             try:
                 installation.start()
