@@ -259,8 +259,10 @@ class Reconciler:
 
     async def _enforce(self, sandbox: Sandbox, pod: PodRecord) -> None:
         """Put the rules of a pod in force that was not started with them just now."""
-        if sandbox.has_egress and sandbox.network.egress != EgressRules():
+        has_others = sandbox.network.egress != EgressRules() or sandbox.id in self._unenforced
+        if sandbox.has_egress and has_others:
             await self._engine.set_network(pod.id, sandbox.network.egress)
+            self._unenforced.discard(sandbox.id)
 
     def _take_up(self, live: LiveSandbox) -> None:
         self._directory.put(live)
@@ -426,8 +428,9 @@ class Reconciler:
 
         async def enforce() -> None:
             live = self._directory.find(sandbox_id)
-            # A halted one gets its rules when it boots.
-            if live is not None and live.sandbox.pause_mode is not PauseMode.FILESYSTEM:
+            if live is not None and live.sandbox.pause_mode is PauseMode.FILESYSTEM:
+                return  # it gets its rules when it boots
+            if live is not None:
                 await self._engine.set_network(live.pod.id, live.sandbox.network.egress)
             self._unenforced.discard(sandbox_id)
 
