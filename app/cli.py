@@ -26,7 +26,7 @@ from app.edge.edge import Edge
 from app.edge.server import STREAMS_END_S, server_config
 from app.engines.images import ImageBuilder, ImageTags
 from app.engines.installation import install_engine
-from app.errors import SandgateError
+from app.errors import EngineError, SandgateError
 from app.home import home_locked
 from app.logs import configure_logging
 from app.main import (
@@ -130,17 +130,22 @@ def uninstall(
     """
     settings = read_settings()
 
-    async def remove() -> None:
+    async def remove() -> tuple[str, ...]:
         engine = make_engine(settings, sandbox_images(settings))
         try:
-            await engine.remove_installation(with_volumes=with_volumes)
+            return await engine.remove_installation(with_volumes=with_volumes)
         finally:
             await engine.aclose()
 
     with home_locked(settings.home):
-        asyncio.run(remove())
+        held = asyncio.run(remove())
         if with_volumes:
             with_database(forget_all_volumes)
+    if held:
+        raise EngineError(
+            f"All is removed but the network {held[0]}: the engine takes it for used, though no container is on it."
+            " Restart the engine, then uninstall once more."
+        )
     kept = "and the images stay" if with_volumes else "stays, and so do the images and the volumes"
     out.print(
         f"Nothing of this installation is left on the container engine. {settings.home} {kept}.",

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     tls_key: Path | None = None
     edge_workers: int = Field(0, ge=0, le=64)
     """Processes that carry sandbox traffic beside each other on `port`; 0: the server's own does."""
-    pool: Annotated[dict[str, Annotated[int, Field(ge=0, le=100)]], NoDecode] = {"base": 1, "mcp-gateway": 1}
+    pool: Annotated[dict[str, Annotated[int, Field(ge=0, le=100)]], NoDecode] = {"base": 2, "mcp-gateway": 2}
     """`<template>=<number>` with commas: pods of these templates that wait ready, so that a create takes no start."""
     egress_allow: Annotated[list[str], NoDecode] = []
     """`<IPv4 address or network>:<port>` with commas: TCP ports here that sandboxes may reach in spite of the guard."""

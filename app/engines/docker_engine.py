@@ -30,6 +30,7 @@ from app.errors import EngineError, EngineOutOfSpace, EngineUnavailable, ImageMi
 
 _CHECK_TIMEOUT_S = 5
 _HALT_GRACE_S = 2
+_NETWORK_RETRY_S = 0.5
 _SWEEPS = 10
 """Rounds of a stop. Two are the rule; more while the engine still carries out what a killed control plane began."""
 
@@ -350,17 +351,22 @@ class DockerEngine:
     async def volumes(self) -> frozenset[str]:
         return await self._volumes.names()
 
-    async def remove_installation(self, *, with_volumes: bool = False) -> None:
+    async def remove_installation(self, *, with_volumes: bool = False) -> tuple[str, ...]:
         await self.builds.remove_containers()
         await self.jobs.remove_all()
-        for pod_id in await self.observe():
-            await self.stop(pod_id)
+        for _ in range(_SWEEPS):
+            for pod_id in await self.observe():
+                await self.stop(pod_id)
+            if not (held := await self._networks.remove()):
+                break
+            # The engine still carries out a start that a killed control plane began.
+            await asyncio.sleep(_NETWORK_RETRY_S)
         await self._remove_orphaned_volumes()
         if with_volumes:
             for volume in await self._volumes.names():
                 await self._volumes.remove(volume)
-        await self._networks.remove()
         await self._helpers.remove_all()
+        return held
 
     async def aclose(self) -> None:
         await self.builds.aclose()

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import docker
+from docker.errors import APIError
 from docker.types import IPAMConfig, IPAMPool
 
 from app.engines import network_guard, pod_ruleset
@@ -104,14 +105,15 @@ class DockerNetworks:
             self._names.offline_network, self._sysctls, dns=("127.0.0.1",), dns_options=("timeout:1", "attempts:1")
         )
 
-    async def remove(self) -> None:
-        """Remove networks and rules. Safe to repeat; the networks must be empty."""
+    async def remove(self) -> tuple[str, ...]:
+        """Remove networks and rules; gives the networks that the engine takes for used. Safe to repeat."""
         self._sysctls = None
         self._addresses = None
         await self._rules.remove_all()
-        await self._client.call(self._remove_networks, doing="remove the sandboxes' networks")
+        held = await self._client.call(self._remove_networks, doing="remove the sandboxes' networks")
         removal = f"{network_guard.make_removal(self._names)}\n{pod_ruleset.make_removal(self._names)}"
         await self._on_host(network_guard.REMOVE, {"RULES": removal}, doing="remove the network rules")
+        return held
 
     def close(self) -> None:
         self._rules.close()
@@ -167,9 +169,16 @@ class DockerNetworks:
                 labels={INSTALLATION_LABEL: self._installation},
             )
 
-    def _remove_networks(self, api: docker.APIClient) -> None:
+    def _remove_networks(self, api: docker.APIClient) -> tuple[str, ...]:
+        held = []
         for network in api.networks(filters={"label": f"{INSTALLATION_LABEL}={self._installation}"}):
-            api.remove_network(network["Id"])
+            try:
+                api.remove_network(network["Id"])
+            except APIError as error:
+                if error.status_code != 403:  # "has active endpoints"
+                    raise
+                held.append(network["Name"])
+        return tuple(held)
 
     async def _on_host(self, script: str, environment: Mapping[str, str], *, doing: str) -> str:
         return await self._helpers.run_on_host(self._guard_image, script, environment, doing=doing)

@@ -221,11 +221,12 @@ class InMemoryEngine:
         await self._answer("list volumes")
         return frozenset(self._volumes)
 
-    async def remove_installation(self, *, with_volumes: bool = False) -> None:
+    async def remove_installation(self, *, with_volumes: bool = False) -> tuple[str, ...]:
         await self._answer("remove the installation")
         self._pods.clear()
         if with_volumes:
             self._volumes.clear()
+        return ()
 
     async def aclose(self) -> None:
         return

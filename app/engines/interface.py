@@ -276,9 +276,9 @@ class Engine(Protocol):
         """Names of all volumes of this installation that outlive pods."""
         ...
 
-    async def remove_installation(self, *, with_volumes: bool = False) -> None:
+    async def remove_installation(self, *, with_volumes: bool = False) -> tuple[str, ...]:
         """Undo `prepare` and remove every pod: nothing of this installation is left but its images and, unless asked
-        for, the volumes that outlive pods. Safe to repeat."""
+        for, the volumes that outlive pods. Gives the names of what the engine would not let go. Safe to repeat."""
         ...
 
     async def aclose(self) -> None: ...

@@ -28,6 +28,8 @@ _MOST_GROWTH = 4
 _RETRY_S = 5.0
 _LONGEST_RETRY_S = 60.0
 _BUSY_S = 0.5
+_SETTLE_S = 1.0
+"""How long a claimed sandbox is left alone: its MCP servers start behind the answer to its create."""
 _LOOK_AGAIN_S = 15.0
 _CHECKS_AT_ONCE = 8
 
@@ -108,6 +110,8 @@ class WarmPool:
         self._is_busy = is_busy
         self._making: set[str] = set()
         self._changed = asyncio.Event()
+        self._calm_at = 0.0
+        """When the servers of the sandbox that was claimed last have had the machine for a while."""
 
     def asked(self, recipe: str, claimed: PodRecord) -> None:
         """A create wanted a pod of this recipe and got `claimed`, warm or not."""
@@ -116,6 +120,7 @@ class WarmPool:
         pool.claims.append(asyncio.get_running_loop().time())
         if claimed.address is not None:
             pool.warm_creates += 1
+            self._calm_at = asyncio.get_running_loop().time() + _SETTLE_S
         else:
             pool.cold_creates += 1
             _log.info("pool_exhausted", templates=pool.templates, size=pool.size)
@@ -203,7 +208,8 @@ class WarmPool:
             now = loop.time()
             short = [p for p in self._pools.values() if len(p.waiting) < p.wanted(now) and p.retry_at <= now]
             spare = [p for p in self._pools.values() if len(p.waiting) > p.wanted(now)]
-            if short and not self._is_busy():
+            is_calm = now >= self._calm_at or not all(pool.waiting for pool in short)
+            if short and is_calm and not self._is_busy():
                 # The pool that is emptiest for its size first.
                 pool = min(short, key=lambda pool: len(pool.waiting) / pool.size)
                 await self._make(pool)
