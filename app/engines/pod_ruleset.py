@@ -53,7 +53,8 @@ def make_transaction(
     table = f"inet {names.pods_table}"
     lines = [f"add table {table}", *(f"add chain {table} {name} {{ {hook} }}" for name, hook in _HOOKS.items())]
     lines += [f"flush chain {table} {name}" for name in _HOOKS]
-    lines += [f"add chain {table} refuse", f"flush chain {table} refuse"]
+    for chain in ("refuse", _PROXY):
+        lines += [f"add chain {table} {chain}", f"flush chain {table} {chain}"]
     lines += _rules(table, "refuse", [f"meta l4proto tcp ct state established {_RESET}", REJECT])
     for address, rules in changed.items():
         for chain, texts in _pod_chains(address, rules, host).items():
@@ -62,7 +63,9 @@ def make_transaction(
     lines += _rules(table, "to_host", _to_host(names, limited))
     lines += _rules(table, "through_host", _through_host(names, limited))
     lines += _rules(table, "divert", _divert(names, limited))
-    lines += _rules(table, "from_proxy", _from_proxy(names, host))
+    lines += _rules(table, _PROXY, _proxy_sends(names, host))
+    # Never by what others are: a connection that its program has closed has no owner any more, and still has to end.
+    lines += _rules(table, "from_host", [f"meta skuid {names.proxy_uid} goto {_PROXY}"])
     for address in gone:
         # Made first, so that forgetting is silent where there is nothing.
         chains = [f"{table} {_chain(kind, address)}" for kind in (_SENT, _ANSWERED, _DIVERT)]
@@ -81,12 +84,13 @@ def addresses_in(listing: str) -> frozenset[IPv4Address]:
     return frozenset(IPv4Address(address.replace("_", ".")) for address in found)
 
 
+_PROXY = "proxy_sends"
 _RESET = "reject with tcp reset"
 _HOOKS = {
     "to_host": "type filter hook input priority filter - 9; policy accept;",
     "through_host": "type filter hook forward priority filter - 9; policy accept;",
     "divert": "type nat hook prerouting priority dstnat - 10; policy accept;",
-    "from_proxy": "type filter hook output priority filter - 10; policy accept;",
+    "from_host": "type filter hook output priority filter - 10; policy accept;",
 }
 
 
@@ -146,10 +150,9 @@ def _divert(names: GuardNames, limited: Sequence[IPv4Address]) -> list[str]:
     return _dispatch(f'iifname "{names.egress_bridge}" ip saddr', _DIVERT, limited)
 
 
-def _from_proxy(names: GuardNames, host: HostView) -> list[str]:
+def _proxy_sends(names: GuardNames, host: HostView) -> list[str]:
     """What the guard forbids to pods, forbidden to the proxy that speaks for them, whatever a name resolves to."""
     return [
-        f"meta skuid != {names.proxy_uid} accept",
         "ct direction reply accept",
         *(f"ip daddr {target.network} tcp dport {target.port} accept" for target in host.allowed),
         *(f"ip daddr {address} meta l4proto {{ tcp, udp }} th dport 53 accept" for address in host.resolvers),

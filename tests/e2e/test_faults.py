@@ -221,7 +221,7 @@ def test_a_delete_ends_a_create_that_is_under_way(own_installation: Installation
             assert other.delete(f"/sandboxes/{sandbox_id}").status_code == 204
         answer = create.result(timeout=60)
     assert answer.status_code == 409
-    assert "was stopped while it was starting" in answer.json()["message"]
+    assert "was stopped meanwhile" in answer.json()["message"]
     installation.wait_until_nothing_runs()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from ipaddress import IPv4Network
 
 import pytest
@@ -260,3 +261,22 @@ async def test_a_container_that_its_rules_would_not_hold_for_is_made_anew(docker
     await docker_subject.engine.start(spec)
     assert (await docker_subject.inspect("stray", "only"))["Id"] != made
     assert await probe(docker_subject, "stray", _TO_FIRST) == {_TO_FIRST: "EHOSTUNREACH"}
+
+
+async def test_the_hosts_own_connections_end_as_ever(docker_subject: DockerSubject) -> None:
+    """Also one that its program has closed with words still on the way: it has no owner that a rule could ask for."""
+    await started(docker_subject, "limited", rules(hosts=("a.example",)))
+    words = b"x" * 4_000_000
+
+    def say_and_close(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.setblocking(False)
+            connection.send(words)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        await asyncio.to_thread(say_and_close, server.getsockname()[1])
+        listener, _ = server.accept()
+        with listener:
+            listener.settimeout(10)
+            while await asyncio.to_thread(listener.recv, 65536):
+                pass

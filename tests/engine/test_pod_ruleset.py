@@ -80,7 +80,6 @@ def test_chains_of_a_pod_that_is_gone_are_deleted_after_nothing_leads_to_them() 
 def test_the_proxy_is_kept_from_what_pods_are_kept_from() -> None:
     text = make_transaction(_NAMES, _HOST, changed={}, gone=[], kept=[])
     in_order = [
-        f"meta skuid != {_NAMES.proxy_uid} accept",
         "ip daddr 10.0.0.5/32 tcp dport 3128 accept",
         f'oifname {{ "{_NAMES.egress_bridge}", "{_NAMES.offline_bridge}" }} reject',
         "fib daddr type != unicast reject",
@@ -88,6 +87,12 @@ def test_the_proxy_is_kept_from_what_pods_are_kept_from() -> None:
     ]
     places = [text.index(part) for part in in_order]
     assert places == sorted(places)
+
+
+def test_only_the_proxy_is_judged_by_its_rules() -> None:
+    text = make_transaction(_NAMES, _HOST, changed={}, gone=[], kept=[])
+    of_the_host = [rule for rule in text.split("; ") if rule.startswith(f"add rule {_TABLE} from_host ")]
+    assert of_the_host == [f"add rule {_TABLE} from_host meta skuid {_NAMES.proxy_uid} goto proxy_sends"]
 
 
 def test_no_rule_uses_a_named_set_which_crashes_older_tools_of_the_host() -> None:
