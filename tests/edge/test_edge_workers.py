@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,6 +33,15 @@ CONNECTIONS = 24
 """New ones of which each worker gets some, but for one time in 2^23."""
 
 Act = Callable[[], Awaitable[None] | None]
+
+
+def worker_processes() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it has ended, waited for or not
+            if "app.edge.worker" in child.cmdline():
+                found.append(child)
+    return found
 
 
 @dataclass
@@ -84,7 +93,7 @@ class Fleet:
         }
 
     def processes(self) -> list[psutil.Process]:
-        return [each for each in psutil.Process().children() if "app.edge.worker" in each.cmdline()]
+        return worker_processes()
 
     async def _api(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked.append(scope)
@@ -493,5 +502,5 @@ def test_a_worker_loads_nothing_of_the_server_and_a_server_without_workers_nothi
 @pytest.fixture(autouse=True)
 def _no_process_left() -> Iterator[None]:
     yield
-    left = [each for each in psutil.Process().children() if "app.edge.worker" in each.cmdline()]
+    left = worker_processes()
     assert not left

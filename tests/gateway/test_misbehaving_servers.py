@@ -1,7 +1,6 @@
 """Servers that fail do so under their own name, and take nothing else down."""
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable
 
@@ -122,8 +121,10 @@ async def test_a_server_that_ignores_everything_is_killed(gateway: RunningGatewa
     assert not child.is_running() or child.status() == "zombie"
 
 
-async def test_a_server_sees_its_own_environment_and_nothing_of_the_gateways(gateway: RunningGateway) -> None:
-    os.environ["SANDGATE_TEST_MARK"] = "1"
+async def test_a_server_sees_its_own_environment_and_nothing_of_the_gateways(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDGATE_TEST_MARK", "1")
     show = "import os, sys; sys.stderr.write(' '.join(sorted(os.environ)) + '\\n')"
     status = gateway.configure({"env": stdio([sys.executable, "-c", show], {"MINE": "1"})})
     names = status["env"]["stderr"][-1].split()
