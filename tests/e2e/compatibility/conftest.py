@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.compatibility.features import Case
 from tests.e2e.compatibility.names import wildcard
 from tests.e2e.compatibility.runs import DOMAIN, Runs
-from tests.e2e.installation import Installation, free_port, wait_until
+from tests.e2e.installation import Installation, free_port
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +25,9 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     installation.start()
     yield installation
     installation.stop()
-    # A pod that was just being made to wait may turn up late.
-    wait_until(lambda: installation.run("uninstall", "--volumes").returncode == 0, installation.log.read_text)
+    removed = installation.run("uninstall", "--volumes")
+    # An engine that was cut off in the middle of a start may hold on to a network, and uninstall then says so.
+    assert removed.returncode == 0 or "takes it for used" in removed.stdout + removed.stderr, removed
     installation.remove_images()
 
 
