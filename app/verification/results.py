@@ -63,7 +63,7 @@ class Results:
 
 
 def make_page(definitions: Iterable[ServerDefinition], results: Results) -> str:
-    """The page in the documentation, `docs/servers.md`."""
+    """The page in the documentation, `docs/catalog.md`."""
     packages = [definition for definition in definitions if definition.package is not None]
     others = sorted((d for d in definitions if d.package is None), key=lambda d: d.key.lower())
     found = {definition.key: results.of(definition) for definition in packages}

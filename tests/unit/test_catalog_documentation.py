@@ -1,4 +1,4 @@
-"""The manifests in docs/catalog.md can be used as they stand."""
+"""The manifests in docs/servers.md can be used as they stand."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from app.catalog import ImageRun, PackageRun, RemoteRun, render
 from app.catalog.catalog import parse_manifest
 from app.catalog.names import server_key
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "catalog.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "servers.md").read_text()
 MANIFESTS = {
     definition.key: definition
     for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    for definition in [parse_manifest(text, origin="docs/catalog.md")]
+    for definition in [parse_manifest(text, origin="docs/servers.md")]
 }
 CREDENTIAL = "a-credential"
 

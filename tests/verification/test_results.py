@@ -70,6 +70,6 @@ def test_what_is_shipped_as_verified_was_seen_to_work_in_this_version() -> None:
 
 def test_the_page_of_servers_is_that_of_the_results() -> None:
     page = make_page(Catalog.load(CATALOG / "servers"), Results(CATALOG / "verified.json"))
-    assert (CATALOG.parent / "docs" / "servers.md").read_text() == page, (
-        "run: sandgate catalog verify --results catalog/verified.json --page docs/servers.md"
+    assert (CATALOG.parent / "docs" / "catalog.md").read_text() == page, (
+        "run: sandgate catalog verify --results catalog/verified.json --page docs/catalog.md"
     )
