@@ -17,7 +17,6 @@ from starlette.types import ASGIApp
 from app.accounts import Accounts
 from app.api.application import make_api
 from app.api.dependencies import Parts, SettingsOfApi
-from app.api.resources import Resources
 from app.catalog import Catalog
 from app.catalog.importing import CatalogImporter
 from app.catalog.sources import SourceStore
@@ -129,27 +128,24 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
                 blueprint=blueprint,
                 now=utc_now,
             )
+            metrics = Metrics(directory, http, now=utc_now)
+            volume_pods = VolumePods(engine=engine, http=http, image=tags.workspace)
             api.state.parts = Parts(
                 accounts=accounts,
                 service=service,
                 catalog=catalog,
                 catalog_importer=importer,
                 templates=templates,
+                volumes=Volumes(database=database, vault=vault, engine=engine, pods=volume_pods, now=utc_now),
+                volume_content=VolumeContent(volume_pods, http),
+                secrets=Secrets(database=database, vault=vault, now=utc_now),
+                metrics=metrics,
+                logs=SandboxLogs(journal, engine, directory),
                 settings=SettingsOfApi(
                     public_url=public_url(settings),
                     sandbox_domain=settings.sandbox_domain,
                     sandbox_size=(math.ceil(settings.cpus), settings.memory_mib),
                 ),
-            )
-            metrics = Metrics(directory, http, now=utc_now)
-            volume_pods = VolumePods(engine=engine, http=http, image=tags.workspace)
-            api.state.resources = Resources(
-                volumes=Volumes(database=database, vault=vault, engine=engine, pods=volume_pods, now=utc_now),
-                volume_content=VolumeContent(volume_pods, http),
-                secrets=Secrets(database=database, vault=vault, now=utc_now),
-                metrics=metrics,
-                journal=journal,
-                logs=SandboxLogs(journal, engine, directory),
             )
             await stack.enter_async_context(edge)
             await stack.enter_async_context(_in_background(journal.run(), "journal"))

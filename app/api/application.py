@@ -14,7 +14,7 @@ from app.api.limits import BodyLimit
 
 
 def make_api(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
-    """`lifespan` puts `dependencies.Parts` on `app.state.parts`, and `resources.Resources` on `app.state.resources`."""
+    """`lifespan` puts `dependencies.Parts` on `app.state.parts`."""
     api = FastAPI(
         title="Sandgate",
         version=__version__,

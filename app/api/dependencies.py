@@ -10,8 +10,12 @@ from fastapi import Depends, Request
 from app.accounts import Accounts
 from app.catalog import Catalog
 from app.catalog.importing import CatalogImporter
+from app.sandboxes.sandbox_logs import SandboxLogs
 from app.sandboxes.service import SandboxService
+from app.sandboxes.telemetry import Metrics
+from app.secrets import Secrets
 from app.templates import TemplateService
+from app.volumes import VolumeContent, Volumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,11 @@ class Parts:
     catalog: Catalog
     catalog_importer: CatalogImporter
     templates: TemplateService
+    volumes: Volumes
+    volume_content: VolumeContent
+    secrets: Secrets
+    metrics: Metrics
+    logs: SandboxLogs
     settings: SettingsOfApi
 
 
@@ -57,6 +66,26 @@ def _templates(request: Request) -> TemplateService:
     return _parts(request).templates
 
 
+def _volumes(request: Request) -> Volumes:
+    return _parts(request).volumes
+
+
+def _volume_content(request: Request) -> VolumeContent:
+    return _parts(request).volume_content
+
+
+def _secrets(request: Request) -> Secrets:
+    return _parts(request).secrets
+
+
+def _metrics(request: Request) -> Metrics:
+    return _parts(request).metrics
+
+
+def _logs(request: Request) -> SandboxLogs:
+    return _parts(request).logs
+
+
 def _settings(request: Request) -> SettingsOfApi:
     return _parts(request).settings
 
@@ -66,4 +95,9 @@ SandboxServiceDep = Annotated[SandboxService, Depends(_service)]
 CatalogDep = Annotated[Catalog, Depends(_catalog)]
 CatalogImporterDep = Annotated[CatalogImporter, Depends(_catalog_importer)]
 TemplateServiceDep = Annotated[TemplateService, Depends(_templates)]
+VolumesDep = Annotated[Volumes, Depends(_volumes)]
+VolumeContentDep = Annotated[VolumeContent, Depends(_volume_content)]
+SecretsDep = Annotated[Secrets, Depends(_secrets)]
+MetricsDep = Annotated[Metrics, Depends(_metrics)]
+SandboxLogsDep = Annotated[SandboxLogs, Depends(_logs)]
 SettingsOfApiDep = Annotated[SettingsOfApi, Depends(_settings)]

@@ -12,9 +12,8 @@ from urllib.parse import unquote_plus
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 
 from app.api.auth import CurrentTeam
-from app.api.dependencies import SandboxServiceDep, SettingsOfApiDep
+from app.api.dependencies import SandboxServiceDep, SettingsOfApiDep, VolumesDep
 from app.api.errors import describe_errors
-from app.api.resources import ResourcesDep
 from app.api.sandbox_bodies import (
     ChangeServers,
     ConnectSandbox,
@@ -61,12 +60,12 @@ async def create_sandbox(
     body: NewSandbox,
     team: CurrentTeam,
     service: SandboxServiceDep,
-    resources: ResourcesDep,
+    volumes: VolumesDep,
     settings: SettingsOfApiDep,
     idempotency_key: IdempotencyKey = None,
 ) -> SandboxAnswer:
     """Start a sandbox, with every MCP server named in `mcp` behind one URL and one token."""
-    mounts = await resources.volumes.resolve_mounts(team.id, body.wanted_mounts())
+    mounts = await volumes.resolve_mounts(team.id, body.wanted_mounts())
     request = body.to_request(default_timeout_s=_DEFAULT_TIMEOUT_S, mounts=mounts)
     return SandboxAnswer.of(await service.create(team.id, request, idempotency_key=idempotency_key), settings)
 
@@ -76,12 +75,12 @@ async def create_sandbox_v1(
     body: NewSandbox,
     team: CurrentTeam,
     service: SandboxServiceDep,
-    resources: ResourcesDep,
+    volumes: VolumesDep,
     settings: SettingsOfApiDep,
     idempotency_key: IdempotencyKey = None,
 ) -> SandboxAnswer:
     """The same for older SDKs; without `timeout` the sandbox lives 15 s."""
-    mounts = await resources.volumes.resolve_mounts(team.id, body.wanted_mounts())
+    mounts = await volumes.resolve_mounts(team.id, body.wanted_mounts())
     request = body.to_request(default_timeout_s=_DEFAULT_TIMEOUT_V1_S, mounts=mounts)
     return SandboxAnswer.of(await service.create(team.id, request, idempotency_key=idempotency_key), settings)
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth import CurrentTeam
+from app.api.dependencies import SecretsDep
 from app.api.errors import describe_errors
-from app.api.resources import ResourcesDep
 from app.ids_and_time import rfc3339
 from app.secrets import Secret
 
@@ -48,44 +48,44 @@ class SecretAnswer(BaseModel):
 
 
 @router.post("/secrets", status_code=201, responses=describe_errors(400, 409))
-async def create_secret(body: NewSecret, team: CurrentTeam, resources: ResourcesDep) -> SecretAnswer:
+async def create_secret(body: NewSecret, team: CurrentTeam, secrets: SecretsDep) -> SecretAnswer:
     """Store a secret."""
-    return _answer(await resources.secrets.create(team.id, body.name, body.value, body.metadata))
+    return _answer(await secrets.create(team.id, body.name, body.value, body.metadata))
 
 
 @router.get("/secrets", responses=describe_errors(400))
 async def list_secrets(
     response: Response,
     team: CurrentTeam,
-    resources: ResourcesDep,
+    secrets: SecretsDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
     next_token: Annotated[str | None, Query(alias="nextToken", max_length=2048)] = None,
 ) -> list[SecretAnswer]:
     """The team's secrets by name; the header `X-Next-Token` is there if there are more."""
-    page = await resources.secrets.page(team.id, limit=limit, after=next_token)
+    page = await secrets.page(team.id, limit=limit, after=next_token)
     if page.next_token is not None:
         response.headers["X-Next-Token"] = page.next_token
     return [_answer(secret) for secret in page.secrets]
 
 
 @router.get("/secrets/{secretID}", responses=describe_errors(400, 404))
-async def get_secret(secret_key: SecretKey, team: CurrentTeam, resources: ResourcesDep) -> SecretAnswer:
+async def get_secret(secret_key: SecretKey, team: CurrentTeam, secrets: SecretsDep) -> SecretAnswer:
     """What is known of a secret, its value apart."""
-    return _answer(await resources.secrets.get(team.id, secret_key))
+    return _answer(await secrets.get(team.id, secret_key))
 
 
 @router.post("/secrets/{secretID}", responses=describe_errors(400, 404))
 async def update_secret(
-    secret_key: SecretKey, body: SecretUpdate, team: CurrentTeam, resources: ResourcesDep
+    secret_key: SecretKey, body: SecretUpdate, team: CurrentTeam, secrets: SecretsDep
 ) -> SecretAnswer:
     """Give a secret a new value."""
-    return _answer(await resources.secrets.update(team.id, secret_key, body.value, body.metadata))
+    return _answer(await secrets.update(team.id, secret_key, body.value, body.metadata))
 
 
 @router.delete("/secrets/{secretID}", status_code=204, responses=describe_errors(400, 404))
-async def delete_secret(secret_key: SecretKey, team: CurrentTeam, resources: ResourcesDep) -> Response:
+async def delete_secret(secret_key: SecretKey, team: CurrentTeam, secrets: SecretsDep) -> Response:
     """Forget a secret, every version of it."""
-    await resources.secrets.delete(team.id, secret_key)
+    await secrets.delete(team.id, secret_key)
     return Response(status_code=204)
 
 

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from app.api.auth import CurrentTeam
+from app.api.dependencies import MetricsDep, SandboxLogsDep
 from app.api.errors import describe_errors
-from app.api.resources import ResourcesDep
 from app.api.sandboxes import SandboxId
 from app.errors import InvalidRequest
 from app.ids_and_time import rfc3339
@@ -70,14 +70,14 @@ class SandboxLogsV2(BaseModel):
 @router.get("/sandboxes/metrics", responses=describe_errors(400))
 async def latest_metrics(
     team: CurrentTeam,
-    resources: ResourcesDep,
+    metrics: MetricsDep,
     sandbox_ids: Annotated[str, Query(description="Ids with commas, at most 100.", max_length=8192)],
 ) -> SandboxesWithMetrics:
     """The newest sample of each sandbox. What is not there, or not the team's, is left out."""
     wanted = {sandbox_id.partition("-")[0] for sandbox_id in sandbox_ids.split(",") if sandbox_id}
     if len(wanted) > _MOST_SANDBOXES:
         raise InvalidRequest(f"sandbox_ids: at most {_MOST_SANDBOXES} sandboxes can be asked for at once.")
-    latest = await resources.metrics.latest(team.id, wanted)
+    latest = await metrics.latest(team.id, wanted)
     return SandboxesWithMetrics(sandboxes={sandbox_id: _metric(sample) for sandbox_id, sample in latest.items()})
 
 
@@ -85,14 +85,14 @@ async def latest_metrics(
 async def sandbox_metrics(
     sandbox_id: SandboxId,
     team: CurrentTeam,
-    resources: ResourcesDep,
+    metrics: MetricsDep,
     start: UnixSeconds = None,
     end: UnixSeconds = None,
 ) -> list[SandboxMetric]:
     """Samples of a sandbox, oldest first: one every 5 s while somebody asks, one a minute otherwise."""
     until = None if end is None else _moment(end) + timedelta(seconds=1) - timedelta(microseconds=1)
     since = None if start is None else _moment(start)
-    samples = await resources.metrics.of(team.id, sandbox_id, start=since, end=until)
+    samples = await metrics.of(team.id, sandbox_id, start=since, end=until)
     return [_metric(sample) for sample in samples]
 
 
@@ -100,12 +100,12 @@ async def sandbox_metrics(
 async def sandbox_logs(
     sandbox_id: SandboxId,
     team: CurrentTeam,
-    resources: ResourcesDep,
+    logs: SandboxLogsDep,
     start: UnixMilliseconds = None,
     limit: LogLimit = 1000,
 ) -> SandboxLogs:
     """What became of a sandbox, and what its agent and gateway say, oldest first. Also of one that has ended."""
-    entries = _from(await resources.logs.read(team.id, sandbox_id), start)[:limit]
+    entries = _from(await logs.read(team.id, sandbox_id), start)[:limit]
     return SandboxLogs(
         logs=[SandboxLog(timestamp=rfc3339(entry.at), line=_line(entry)) for entry in entries],
         log_entries=[_log_entry(entry) for entry in entries],
@@ -116,7 +116,7 @@ async def sandbox_logs(
 async def sandbox_logs_v2(
     sandbox_id: SandboxId,
     team: CurrentTeam,
-    resources: ResourcesDep,
+    logs: SandboxLogsDep,
     cursor: UnixMilliseconds = None,
     limit: LogLimit = 1000,
     direction: Literal["forward", "backward"] = "forward",
@@ -126,7 +126,7 @@ async def sandbox_logs_v2(
     search: Annotated[str | None, Query(max_length=256, description="What the message contains.")] = None,
 ) -> SandboxLogsV2:
     """The same, from `cursor` on or, `backward`, from there into the past."""
-    entries: Sequence[LogEntry] = await resources.logs.read(team.id, sandbox_id)
+    entries: Sequence[LogEntry] = await logs.read(team.id, sandbox_id)
     if direction == "forward":
         entries = _from(entries, cursor)
     elif cursor is not None:

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from app.api.dependencies import VolumeContentDep, VolumesDep
 from app.api.errors import describe_errors
-from app.api.resources import ResourcesDep
 from app.api.volumes import VolumeId
 
 router = APIRouter(prefix="/volumecontent/{volumeID}", tags=["volumes"])
@@ -67,10 +67,10 @@ class PathUpdate(BaseModel):
 
 async def _admitted(
     volume_id: VolumeId,
-    resources: ResourcesDep,
+    volumes: VolumesDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> str:
-    await resources.volumes.admit(volume_id, None if bearer is None else bearer.credentials)
+    await volumes.admit(volume_id, None if bearer is None else bearer.credentials)
     return volume_id
 
 
@@ -78,38 +78,38 @@ AdmittedVolumeId = Annotated[str, Depends(_admitted)]
 
 
 @router.get("/path", response_model_exclude_none=True, responses=describe_errors(400, 404, 500, 503, 507))
-async def stat_path(volume_id: AdmittedVolumeId, resources: ResourcesDep, path: EntryPath) -> VolumeEntryStat:
+async def stat_path(volume_id: AdmittedVolumeId, content: VolumeContentDep, path: EntryPath) -> VolumeEntryStat:
     """What is at a path; a link is not followed."""
-    async with resources.volume_content.ask(volume_id, "GET", "/path", {"path": path}) as answer:
+    async with content.ask(volume_id, "GET", "/path", {"path": path}) as answer:
         return await _entry(answer)
 
 
 @router.patch("/path", response_model_exclude_none=True, responses=describe_errors(400, 404, 500, 503, 507))
 async def update_path(
-    volume_id: AdmittedVolumeId, resources: ResourcesDep, path: EntryPath, body: PathUpdate
+    volume_id: AdmittedVolumeId, content: VolumeContentDep, path: EntryPath, body: PathUpdate
 ) -> VolumeEntryStat:
     """Change owner, group or mode."""
     query = _query(path, body.model_dump())
-    async with resources.volume_content.ask(volume_id, "PATCH", "/path", query) as answer:
+    async with content.ask(volume_id, "PATCH", "/path", query) as answer:
         return await _entry(answer)
 
 
 @router.delete("/path", status_code=204, responses=describe_errors(400, 404, 500, 503, 507))
-async def remove_path(volume_id: AdmittedVolumeId, resources: ResourcesDep, path: EntryPath) -> Response:
+async def remove_path(volume_id: AdmittedVolumeId, content: VolumeContentDep, path: EntryPath) -> Response:
     """Remove a file, or a directory with everything in it."""
-    async with resources.volume_content.ask(volume_id, "DELETE", "/path", {"path": path}):
+    async with content.ask(volume_id, "DELETE", "/path", {"path": path}):
         return Response(status_code=204)
 
 
 @router.get("/dir", response_model_exclude_none=True, responses=describe_errors(400, 404, 500, 503, 507))
 async def list_directory(
     volume_id: AdmittedVolumeId,
-    resources: ResourcesDep,
+    content: VolumeContentDep,
     path: EntryPath,
     depth: Annotated[int, Query(ge=0, le=10, description="How many levels; 0 means 1.")] = 1,
 ) -> list[VolumeEntryStat]:
     """What is in a directory: parents before children, names in order."""
-    async with resources.volume_content.ask(volume_id, "GET", "/dir", _query(path, {"depth": depth})) as answer:
+    async with content.ask(volume_id, "GET", "/dir", _query(path, {"depth": depth})) as answer:
         await answer.aread()
         return [VolumeEntryStat.model_validate(entry) for entry in answer.json()]
 
@@ -119,7 +119,7 @@ async def list_directory(
 )
 async def make_directory(
     volume_id: AdmittedVolumeId,
-    resources: ResourcesDep,
+    content: VolumeContentDep,
     path: EntryPath,
     uid: Id = None,
     gid: Id = None,
@@ -128,7 +128,7 @@ async def make_directory(
 ) -> VolumeEntryStat:
     """Make a directory, mode 0777 unless said otherwise; with `force` also its parents, and it may be there."""
     query = _query(path, {"uid": uid, "gid": gid, "mode": mode, "force": force})
-    async with resources.volume_content.ask(volume_id, "POST", "/dir", query) as answer:
+    async with content.ask(volume_id, "POST", "/dir", query) as answer:
         return await _entry(answer)
 
 
@@ -142,11 +142,11 @@ async def make_directory(
     },
 )
 async def read_file(
-    volume_id: AdmittedVolumeId, resources: ResourcesDep, path: EntryPath, request: Request
+    volume_id: AdmittedVolumeId, content: VolumeContentDep, path: EntryPath, request: Request
 ) -> Response:
     """A file's bytes, or a part of them by `Range`."""
     headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
-    return _PassedOn(resources.volume_content.ask(volume_id, "GET", "/file", {"path": path}, headers=headers))
+    return _PassedOn(content.ask(volume_id, "GET", "/file", {"path": path}, headers=headers))
 
 
 @router.put(
@@ -159,7 +159,7 @@ async def read_file(
 )
 async def write_file(
     volume_id: AdmittedVolumeId,
-    resources: ResourcesDep,
+    content: VolumeContentDep,
     path: EntryPath,
     request: Request,
     uid: Id = None,
@@ -170,7 +170,7 @@ async def write_file(
     """Make a file, mode 0666 unless said otherwise; with `force` also its parents, and over one that is there."""
     query = _query(path, {"uid": uid, "gid": gid, "mode": mode, "force": force})
     try:
-        async with resources.volume_content.ask(volume_id, "PUT", "/file", query, body=_body(request)) as answer:
+        async with content.ask(volume_id, "PUT", "/file", query, body=_body(request)) as answer:
             return await _entry(answer)
     except (ClientDisconnect, TimeoutError):
         return Response(status_code=400)  # nobody reads it

@@ -8,9 +8,8 @@ from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, Field
 
 from app.api.auth import CurrentTeam
-from app.api.dependencies import SettingsOfApi, SettingsOfApiDep
+from app.api.dependencies import SettingsOfApi, SettingsOfApiDep, VolumesDep
 from app.api.errors import describe_errors
-from app.api.resources import ResourcesDep
 from app.volumes import Volume
 
 router = APIRouter(tags=["volumes"])
@@ -41,30 +40,30 @@ class VolumeAnswer(ListedVolume):
     "/volumes", status_code=201, response_model_exclude_none=True, responses=describe_errors(400, 500, 503, 507)
 )
 async def create_volume(
-    body: NewVolume, team: CurrentTeam, resources: ResourcesDep, settings: SettingsOfApiDep
+    body: NewVolume, team: CurrentTeam, volumes: VolumesDep, settings: SettingsOfApiDep
 ) -> VolumeAnswer:
     """Make an empty volume."""
-    return _answer(await resources.volumes.create(team.id, body.name), settings)
+    return _answer(await volumes.create(team.id, body.name), settings)
 
 
 @router.get("/volumes", responses=describe_errors())
-async def list_volumes(team: CurrentTeam, resources: ResourcesDep) -> list[ListedVolume]:
+async def list_volumes(team: CurrentTeam, volumes: VolumesDep) -> list[ListedVolume]:
     """The team's volumes, oldest first."""
-    return [ListedVolume(volume_id=found.id, name=found.name) for found in await resources.volumes.list(team.id)]
+    return [ListedVolume(volume_id=found.id, name=found.name) for found in await volumes.list(team.id)]
 
 
 @router.get("/volumes/{volumeID}", response_model_exclude_none=True, responses=describe_errors(400, 404))
 async def get_volume(
-    volume_id: VolumeId, team: CurrentTeam, resources: ResourcesDep, settings: SettingsOfApiDep
+    volume_id: VolumeId, team: CurrentTeam, volumes: VolumesDep, settings: SettingsOfApiDep
 ) -> VolumeAnswer:
     """A volume, with the token for its content."""
-    return _answer(await resources.volumes.get(team.id, volume_id), settings)
+    return _answer(await volumes.get(team.id, volume_id), settings)
 
 
 @router.delete("/volumes/{volumeID}", status_code=204, responses=describe_errors(400, 404, 409, 500, 503, 507))
-async def delete_volume(volume_id: VolumeId, team: CurrentTeam, resources: ResourcesDep) -> Response:
+async def delete_volume(volume_id: VolumeId, team: CurrentTeam, volumes: VolumesDep) -> Response:
     """Remove a volume and everything in it. Not while a sandbox has it."""
-    await resources.volumes.delete(team.id, volume_id)
+    await volumes.delete(team.id, volume_id)
     return Response(status_code=204)
 
 

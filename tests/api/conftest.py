@@ -13,7 +13,6 @@ from fastapi import FastAPI
 from app.accounts import Team
 from app.api.application import make_api
 from app.api.dependencies import Parts, SettingsOfApi
-from app.api.resources import Resources
 from app.database import Database
 from app.engines.in_memory_engine import InMemoryEngine
 from app.sandboxes.sandbox_logs import SandboxLogs
@@ -28,39 +27,31 @@ __all__ = ["clock", "control_plane", "engine", "pods", "start_control_plane"]
 
 
 @pytest.fixture
-async def resources(
+async def app(
     control_plane: ControlPlane, engine: InMemoryEngine, pods: PodTransport, clock: Clock, tmp_path: Path
-) -> AsyncIterator[Resources]:
-    database, vault = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}"), Vault(tmp_path / "encryption-key")
-    async with httpx.AsyncClient(transport=pods) as http:
-        volume_pods = VolumePods(engine=engine, http=http, image="workspace:1")
-        yield Resources(
-            volumes=Volumes(database=database, vault=vault, engine=engine, pods=volume_pods, now=clock),
-            volume_content=VolumeContent(volume_pods, http),
-            secrets=Secrets(database=database, vault=vault, now=clock),
-            metrics=Metrics(control_plane.directory, http, now=clock),
-            journal=control_plane.journal,
-            logs=SandboxLogs(control_plane.journal, engine, control_plane.directory),
-        )
-    await database.aclose()
-
-
-@pytest.fixture
-async def app(control_plane: ControlPlane, resources: Resources) -> AsyncIterator[FastAPI]:
+) -> AsyncIterator[FastAPI]:
     """The whole API."""
+    database, vault = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}"), Vault(tmp_path / "encryption-key")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.resources = resources
-        app.state.parts = Parts(
-            accounts=control_plane.accounts,
-            service=control_plane.service,
-            catalog=control_plane.catalog,
-            catalog_importer=control_plane.catalog_importer,
-            templates=control_plane.templates,
-            settings=SettingsOfApi(public_url="http://gate.example", sandbox_domain=None, sandbox_size=(1, 512)),
-        )
-        yield
+        async with httpx.AsyncClient(transport=pods) as http:
+            volume_pods = VolumePods(engine=engine, http=http, image="workspace:1")
+            app.state.parts = Parts(
+                accounts=control_plane.accounts,
+                service=control_plane.service,
+                catalog=control_plane.catalog,
+                catalog_importer=control_plane.catalog_importer,
+                templates=control_plane.templates,
+                volumes=Volumes(database=database, vault=vault, engine=engine, pods=volume_pods, now=clock),
+                volume_content=VolumeContent(volume_pods, http),
+                secrets=Secrets(database=database, vault=vault, now=clock),
+                metrics=Metrics(control_plane.directory, http, now=clock),
+                logs=SandboxLogs(control_plane.journal, engine, control_plane.directory),
+                settings=SettingsOfApi(public_url="http://gate.example", sandbox_domain=None, sandbox_size=(1, 512)),
+            )
+            yield
+        await database.aclose()
 
     app = make_api(lifespan)
     async with lifespan(app):

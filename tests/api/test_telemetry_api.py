@@ -13,7 +13,6 @@ import pytest
 from fastapi import FastAPI
 
 from app.accounts import Team
-from app.api.resources import Resources
 from app.engines.in_memory_engine import InMemoryEngine
 from app.sandboxes.journal import Level
 from tests.api.test_sandboxes_api import assert_error, create
@@ -79,15 +78,13 @@ async def test_metrics_of_what_is_not_there_are_refused(
     assert_error(await api.get("/sandboxes/metrics"), 400, "sandbox_ids")
 
 
-async def written(
-    api: httpx.AsyncClient, resources: Resources, engine: InMemoryEngine, control_plane: ControlPlane
-) -> str:
+async def written(api: httpx.AsyncClient, engine: InMemoryEngine, control_plane: ControlPlane) -> str:
     """Id of a sandbox with a log of known entries, in this order of time."""
     sandbox_id: str = (await create(api, mcp={"time": {}}))["sandboxID"]
     live = control_plane.directory.find(sandbox_id)
     assert live is not None
-    resources.journal.record(sandbox_id, "First of all", level=Level.DEBUG)
-    resources.journal.record(sandbox_id, "Sandbox started", template="base")
+    control_plane.journal.record(sandbox_id, "First of all", level=Level.DEBUG)
+    control_plane.journal.record(sandbox_id, "Sandbox started", template="base")
     engine.write_log(live.pod.id, "workspace", "2026-01-01 00:00:00,000 INFO sandgate_agent.server ready")
     engine.write_log(
         live.pod.id, "gateway", "2026-01-01 00:00:00,000 WARNING sandgate.server: server time is restarted"
@@ -110,9 +107,9 @@ ENTRIES = [
 
 
 async def test_logs_hold_what_became_of_it_and_what_its_containers_say(
-    api: httpx.AsyncClient, resources: Resources, engine: InMemoryEngine, control_plane: ControlPlane
+    api: httpx.AsyncClient, engine: InMemoryEngine, control_plane: ControlPlane
 ) -> None:
-    at = f"/v2/sandboxes/{await written(api, resources, engine, control_plane)}/logs"
+    at = f"/v2/sandboxes/{await written(api, engine, control_plane)}/logs"
     told = await api.get(at)
     assert [entry for entry in messages(told) if entry in ENTRIES] == ENTRIES
     assert [entry["level"] for entry in told.json()["logs"][-2:]] == ["warn", "warn"]
@@ -129,9 +126,9 @@ async def test_logs_hold_what_became_of_it_and_what_its_containers_say(
 
 
 async def test_lines_are_what_the_cli_parses(
-    api: httpx.AsyncClient, resources: Resources, engine: InMemoryEngine, control_plane: ControlPlane
+    api: httpx.AsyncClient, engine: InMemoryEngine, control_plane: ControlPlane
 ) -> None:
-    sandbox_id = await written(api, resources, engine, control_plane)
+    sandbox_id = await written(api, engine, control_plane)
     body: dict[str, Any] = (await api.get(f"/sandboxes/{sandbox_id}/logs")).json()
     lines = [json.loads(log["line"]) for log in body["logs"]]
     assert {"logger": "sandgate", "template": "base", "level": "info", "message": "Sandbox started"} in lines
@@ -142,20 +139,20 @@ async def test_lines_are_what_the_cli_parses(
 
 
 async def test_a_sandbox_that_has_ended_still_has_its_log(
-    api: httpx.AsyncClient, other_team: httpx.AsyncClient, resources: Resources
+    api: httpx.AsyncClient, other_team: httpx.AsyncClient, control_plane: ControlPlane
 ) -> None:
     sandbox_id = (await create(api))["sandboxID"]
     await api.delete(f"/sandboxes/{sandbox_id}")
-    resources.journal.record(sandbox_id, "Sandbox killed")
+    control_plane.journal.record(sandbox_id, "Sandbox killed")
     assert ("sandgate", "Sandbox killed") in messages(await api.get(f"/v2/sandboxes/{sandbox_id}/logs"))
     assert_error(await other_team.get(f"/v2/sandboxes/{sandbox_id}/logs"), 404)
     assert_error(await api.get("/v2/sandboxes/iunknown/logs"), 404)
 
 
 async def test_an_engine_that_is_away_leaves_the_rest_of_the_log(
-    api: httpx.AsyncClient, resources: Resources, engine: InMemoryEngine, control_plane: ControlPlane
+    api: httpx.AsyncClient, engine: InMemoryEngine, control_plane: ControlPlane
 ) -> None:
-    sandbox_id = await written(api, resources, engine, control_plane)
+    sandbox_id = await written(api, engine, control_plane)
     engine.is_away = True
     assert ENTRIES[1] in messages(await api.get(f"/v2/sandboxes/{sandbox_id}/logs"))
 

@@ -121,7 +121,7 @@ async def serving(rooms: Rooms, team: Team) -> AsyncIterator[httpx.AsyncClient]:
     for router in (volumes.router, volume_content.router, secrets.router):
         app.include_router(router)
     state = _State(rooms.accounts, _Settings(), rooms.volumes, rooms.content, rooms.secrets)
-    app.state.parts = app.state.resources = state
+    app.state.parts = state
     key = await rooms.accounts.create_key(team, "test")
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://gate", headers={"X-API-KEY": key}) as client:
