@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -209,10 +209,3 @@ async def control_plane(start_control_plane: StartControlPlane) -> AsyncIterator
 
 def request(**fields: object) -> CreateSandbox:
     return CreateSandbox(**{"template": "base", "timeout_s": 60, **fields})  # type: ignore[arg-type]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the control plane work until the condition holds; 5 s at most."""
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.002)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.agent.running_agent import STDIO_TOKEN, RunningAgent, free_port
+from tests.waiting import settled, until
 
 MIB = 1024 * 1024
 PIECE = bytes(range(256)) * 256  # 64 KiB
@@ -57,23 +58,6 @@ async def service(conversation: Conversation, host: str = "127.0.0.1") -> AsyncI
         for writer in open_now:
             writer.transport.abort()
         await until(lambda: not open_now)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - the condition is about what another process does
-            await asyncio.sleep(0.005)
-
-
-async def settled(value: Callable[[], int]) -> int:
-    """The value once it has stood still for a while."""
-    async with asyncio.timeout(30):
-        last, still = value(), 0
-        while still < 20:
-            await asyncio.sleep(0.02)
-            still = still + 1 if value() == last else 0
-            last = value()
-    return last
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.test_sandboxes_api import assert_error
+from tests.api.calls import assert_error
 
 REMOTE = {"title": "Docs", "type": "remote", "remote": {"url": "https://docs.example/mcp", "transport_type": "sse"}}
 TILES: dict[str, Any] = {

@@ -20,7 +20,7 @@ from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
 from schemathesis.schemas import APIOperation
 
-from tests.api.test_sandboxes_api import create
+from tests.api.calls import create
 from tests.pods import PodTransport
 
 _EXAMPLES = 6

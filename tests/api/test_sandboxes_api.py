@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
-from typing import Any
 
 import httpx
 import pytest
 
 from app.engines.in_memory_engine import InMemoryEngine
+from tests.api.calls import assert_error, create
 from tests.in_process import Clock, ControlPlane
 from tests.pods import PodTransport
-
-
-async def create(api: httpx.AsyncClient, **body: object) -> dict[str, Any]:
-    answer = await api.post("/v2/sandboxes", json={"templateID": "base", **body})
-    assert answer.status_code == 201, answer.text
-    return dict(answer.json())
-
-
-def assert_error(answer: httpx.Response, status: int, *words: str) -> None:
-    """Status and body agree, and the body has exactly the fields the SDKs parse."""
-    assert answer.status_code == status, answer.text
-    body = answer.json()
-    assert set(body) == {"code", "message"}
-    assert body["code"] == status
-    for word in words:
-        assert word in body["message"]
 
 
 @pytest.mark.parametrize("path", ["/v2/sandboxes", "/sandboxes"])

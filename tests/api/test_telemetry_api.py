@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from app.accounts import Team
 from app.engines.in_memory_engine import InMemoryEngine
 from app.sandboxes.journal import Level
-from tests.api.test_sandboxes_api import assert_error, create
+from tests.api.calls import assert_error, create
 from tests.in_process import ControlPlane, StartControlPlane
 from tests.pods import PodTransport
 

@@ -14,7 +14,7 @@ import pytest
 from e2b import Sandbox
 
 from tests.e2e.installation import Installation, call, mcp_client, wait_until
-from tests.e2e.test_faults import Session
+from tests.e2e.legacy_session import LegacySession
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
 
@@ -67,7 +67,7 @@ async def test_sandboxes_come_and_go_in_all_workers_at_once(with_workers: Instal
         assert statuses(with_workers, sandbox_id) == {502}
         assert http.post(f"/sandboxes/{sandbox_id}/connect", json={"timeout": 600}).status_code == 201
         assert statuses(with_workers, sandbox_id) == {204}
-        session = Session(sandbox)
+        session = LegacySession(sandbox)
         headers = {**session.headers, "Accept": "text/event-stream"}
         with httpx.stream("GET", session.url, headers=headers, timeout=60, trust_env=False) as stream:
             assert stream.status_code == 200

@@ -19,6 +19,7 @@ import pytest
 
 from tests.e2e.conftest import SECRET
 from tests.e2e.installation import Installation, call, mcp_client, wait_until
+from tests.e2e.legacy_session import LegacySession
 from tests.engine_door import Door
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
@@ -27,36 +28,6 @@ WITH_SERVERS = {"time": {}, "echoImage": {"echoApiKey": SECRET}}
 MOMENTS = 6
 SWEPT_WITHIN_S = 40.0
 """Two sweeps and the removal."""
-
-INITIALIZE = {
-    "protocolVersion": "2025-11-25",
-    "capabilities": {},
-    "clientInfo": {"name": "test", "version": "1"},
-}
-
-
-class Session:
-    """A session of the legacy era by hand, so that its id and its stream can outlive a control plane."""
-
-    def __init__(self, sandbox: dict[str, Any]) -> None:
-        self.url = sandbox["mcp"]["url"]
-        self.headers = {
-            "Authorization": f"Bearer {sandbox['mcp']['token']}",
-            "Accept": "application/json, text/event-stream",
-        }
-        answer = self._post({"id": 1, "method": "initialize", "params": INITIALIZE})
-        self.headers["Mcp-Session-Id"] = answer.headers["Mcp-Session-Id"]
-        self.headers["MCP-Protocol-Version"] = "2025-11-25"
-        self._post({"method": "notifications/initialized"})
-
-    def _post(self, message: dict[str, Any]) -> httpx.Response:
-        answer = httpx.post(self.url, json={"jsonrpc": "2.0", **message}, headers=self.headers, trust_env=False)
-        assert answer.status_code in (200, 202), answer.text
-        return answer
-
-    def call(self, tool: str) -> str:
-        """The answer, as JSON or as an event."""
-        return self._post({"id": 2, "method": "tools/call", "params": {"name": tool, "arguments": {}}}).text
 
 
 def says(text: str) -> str:
@@ -136,7 +107,7 @@ def test_an_open_session_outlives_the_control_plane(own_installation: Installati
     created = installation.create(mcp={"probe": {}})
     sandbox_id = created["sandboxID"]
     workspace = installation.container(sandbox_id, "workspace")
-    session = Session(created)
+    session = LegacySession(created)
     assert says("1") in session.call("count")
 
     installation.kill()
@@ -176,7 +147,7 @@ def test_a_stop_ends_open_streams_and_leaves_sandboxes_running(own_installation:
     installation = own_installation
     installation.start()
     created = installation.create(mcp={"probe": {}})
-    session = Session(created)
+    session = LegacySession(created)
     headers = {**session.headers, "Accept": "text/event-stream"}
     with httpx.stream("GET", session.url, headers=headers, timeout=60, trust_env=False) as stream:
         assert stream.status_code == 200

@@ -35,6 +35,10 @@ class Front:
     def url(self) -> str:
         return self.server.url
 
+    def ws(self, path: str = "/") -> str:
+        """The same for WebSockets."""
+        return self.url.replace("http", "ws") + path
+
     def drop(self, sandbox_id: str) -> None:
         """As when a sandbox is killed: it is forgotten, then its streams are dropped."""
         self.pods.pop(sandbox_id)

@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import NotFound
+from tests.waiting import until
 
 T = TypeVar("T")
 BOUND_S = 10.0
@@ -142,13 +143,6 @@ async def talking(conversation: Conversation, address: str, port: int) -> AsyncI
             writer.transport.abort()
         await until(lambda: not open_now)
         await server.wait_closed()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Returns once the condition holds."""
-    async with asyncio.timeout(BOUND_S):
-        while not condition():  # noqa: ASYNC110 - the condition lives in another thread
-            await asyncio.sleep(0.005)
 
 
 async def read_body(receive: Receive) -> bytes:

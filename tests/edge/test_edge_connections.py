@@ -11,7 +11,8 @@ from app.edge.dialling import Dialler, key_of
 from app.edge.pool import Pool
 from app.edge.routing import Route
 from tests.edge.conftest import Front, to
-from tests.edge.serving import Pod, new_address, talking, until
+from tests.edge.serving import Pod, new_address, talking
+from tests.waiting import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

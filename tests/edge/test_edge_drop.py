@@ -12,7 +12,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.edge.conftest import Front, to
-from tests.edge.serving import until, with_lifespan
+from tests.edge.serving import with_lifespan
+from tests.waiting import until
 
 
 @with_lifespan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 from collections.abc import AsyncIterator, Callable
 
@@ -11,21 +10,9 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from tests.edge.applications import mirror
 from tests.edge.conftest import DOMAIN, Front, to
-from tests.edge.serving import Pod, answer, new_address, read_body, talking, with_lifespan
-
-
-@with_lifespan
-async def mirror(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with what it got."""
-    body = await read_body(receive)
-    seen = {
-        "method": scope["method"],
-        "target": (scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")).decode(),
-        "headers": [[name.decode(), value.decode("latin-1")] for name, value in scope["headers"]],
-        "body": body.decode("latin-1"),
-    }
-    await answer(send, json.dumps(seen).encode(), headers=[(b"content-type", b"application/json")])
+from tests.edge.serving import Pod, answer, new_address, talking, with_lifespan
 
 
 async def test_a_request_arrives_as_it_was_sent(front: Front, client: httpx.AsyncClient) -> None:

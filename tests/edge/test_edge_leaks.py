@@ -9,7 +9,8 @@ import psutil
 from starlette.types import Receive, Scope, Send
 
 from tests.edge.conftest import Front, to
-from tests.edge.serving import until, with_lifespan
+from tests.edge.serving import with_lifespan
+from tests.waiting import until
 
 
 async def test_hang_ups_at_every_stage_leave_no_connection_open(front: Front) -> None:

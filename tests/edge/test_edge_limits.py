@@ -12,9 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from app.edge.edge import OPEN_LIMIT
 from app.edge.http_protocol import HEAD_LIMIT
+from tests.edge.applications import mirror
 from tests.edge.conftest import Front, to
-from tests.edge.serving import answer, until, with_lifespan
-from tests.edge.test_edge_http import mirror
+from tests.edge.serving import answer, with_lifespan
+from tests.waiting import until
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
 

@@ -21,10 +21,10 @@ from app.edge.connection import Connection
 from app.edge.dialling import Dialler
 from app.edge.routing import Route
 from tests.edge.agent_process import running_agent
+from tests.edge.applications import Echo, mirror
 from tests.edge.conftest import Front, to
-from tests.edge.serving import BOUND_S, Pod, Serving, new_address, talking, until, with_lifespan
-from tests.edge.test_edge_http import mirror
-from tests.edge.test_edge_websocket import Echo, ws
+from tests.edge.serving import BOUND_S, Pod, Serving, new_address, talking, with_lifespan
+from tests.waiting import until
 
 TOKEN = "dial-token"
 MIB = 1024 * 1024
@@ -73,7 +73,7 @@ async def test_a_websocket_on_loopback_is_reached(front: Front, workspace: Works
     echo = Echo()
     headers = to(workspace.pod, on_loopback(front, echo).port)
     for _ in range(2):
-        async with connect(ws(front), additional_headers=headers, proxy=None) as client:
+        async with connect(front.ws(), additional_headers=headers, proxy=None) as client:
             for message in ("text", bytes(300_000)):
                 await client.send(message)
                 assert await client.recv() == message
@@ -98,7 +98,7 @@ async def test_a_port_without_a_service_is_not_open(
         "code": 502,
     }
     with pytest.raises(InvalidStatus) as refused:
-        async with connect(ws(front), additional_headers=to(workspace.pod, service.port), proxy=None):
+        async with connect(front.ws(), additional_headers=to(workspace.pod, service.port), proxy=None):
             pass
     assert refused.value.response.status_code == 502
 

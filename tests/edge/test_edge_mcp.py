@@ -11,7 +11,7 @@ from mcp import Client
 from mcp.server.mcpserver import Context, MCPServer
 
 from tests.edge.conftest import Front
-from tests.edge.serving import until
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import httpx
 import psutil
@@ -13,9 +13,10 @@ import pytest
 from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 
+from tests.edge.applications import Echo
 from tests.edge.conftest import Front, to
-from tests.edge.serving import Pod, answer, new_address, talking, until, with_lifespan
-from tests.edge.test_edge_websocket import Echo, ws
+from tests.edge.serving import Pod, answer, new_address, talking, with_lifespan
+from tests.waiting import settled, until
 
 MIB = 1024 * 1024
 PIECE = bytes(range(256)) * 256  # 64 KiB
@@ -122,17 +123,6 @@ async def test_a_pod_that_does_not_read_stops_the_client(front: Front) -> None:
     assert received == 512 * MIB
 
 
-async def settled(value: Callable[[], int]) -> int:
-    """The value once it has stood still for a while."""
-    async with asyncio.timeout(20):
-        last, still = value(), 0
-        while still < 20:
-            await asyncio.sleep(0.02)
-            still = still + 1 if value() == last else 0
-            last = value()
-    return last
-
-
 async def test_events_arrive_one_by_one(front: Front, client: httpx.AsyncClient) -> None:
     go_on = threading.Semaphore(0)
 
@@ -168,7 +158,7 @@ async def test_streams_may_be_silent(front: Front, client: httpx.AsyncClient) ->
     front.serve(pod, Echo(), port=8888)
     async with (
         client.stream("GET", "/", headers=to(pod, 8000), timeout=None) as response,
-        connect(ws(front), additional_headers=to(pod, 8888), proxy=None, ping_interval=None) as websocket,
+        connect(front.ws(), additional_headers=to(pod, 8888), proxy=None, ping_interval=None) as websocket,
     ):
         pieces = response.aiter_raw()
         assert await anext(pieces) == b"first"

@@ -15,10 +15,10 @@ from websockets.exceptions import InvalidStatus
 from app.edge.answers import Refusal
 from app.edge.waking import Waker
 from app.errors import Conflict, EngineAway, NotFound, OutOfSpace, Problem
+from tests.edge.applications import Echo, mirror
 from tests.edge.conftest import Front, to
-from tests.edge.serving import Pod, new_address, until
-from tests.edge.test_edge_http import mirror
-from tests.edge.test_edge_websocket import Echo, ws
+from tests.edge.serving import Pod, new_address
+from tests.waiting import until
 
 TRANSITION = "The sandbox is still transitioning. Try again in a moment."
 
@@ -82,7 +82,7 @@ async def test_requests_that_come_together_resume_it_once(
 
 async def test_a_websocket_resumes_it_too(front: Front, resuming: Resuming, running: Pod) -> None:
     resuming.go_on.set()
-    async with connect(ws(front), additional_headers=to(running, 8888), proxy=None) as client:
+    async with connect(front.ws(), additional_headers=to(running, 8888), proxy=None) as client:
         await client.send("hello")
         assert await client.recv() == "hello"
 
@@ -126,7 +126,7 @@ async def test_a_resume_that_fails_says_why(
     assert response.status_code == status
     assert response.json() == {"sandboxId": "iwoken", "message": message, "code": status}
     with pytest.raises(InvalidStatus) as refused:
-        async with connect(ws(front), additional_headers=to(running, 8888), proxy=None):
+        async with connect(front.ws(), additional_headers=to(running, 8888), proxy=None):
             pass
     assert refused.value.response.status_code == status
     resuming.failure = None

@@ -15,49 +15,16 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
+from tests.edge.applications import Echo
 from tests.edge.conftest import DOMAIN, Front, to
-from tests.edge.serving import Pod, new_address, talking, until, with_lifespan
-
-
-def ws(front: Front, path: str = "/") -> str:
-    return front.url.replace("http", "ws") + path
-
-
-class Echo:
-    """Echoes messages; closes with the code in a message `close <code> <reason>`."""
-
-    def __init__(self) -> None:
-        self.scope: Scope = {}
-        self.disconnected: list[tuple[int, str | None]] = []
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            for step in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{step}.complete"})
-            return
-        self.scope = scope
-        await receive()
-        subprotocol = scope["subprotocols"][-1] if scope["subprotocols"] else None
-        headers = [(b"set-cookie", b"a=1")]
-        await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers})
-        while True:
-            message = await receive()
-            if message["type"] == "websocket.disconnect":
-                self.disconnected.append((message["code"], message.get("reason")))
-                return
-            text = message.get("text")
-            if text is not None and text.startswith("close "):
-                _, code, reason = text.split(" ")
-                await send({"type": "websocket.close", "code": int(code), "reason": reason})
-                return
-            await send({"type": "websocket.send", "text": text, "bytes": message.get("bytes")})
+from tests.edge.serving import Pod, new_address, talking, with_lifespan
+from tests.waiting import until
 
 
 async def test_messages_of_both_kinds_pass_in_both_directions(front: Front) -> None:
     echo = Echo()
     pod = front.sandbox(echo, port=8888)
-    async with connect(ws(front, "/a%2Fb?x=1"), additional_headers=to(pod, 8888), proxy=None, max_size=None) as client:
+    async with connect(front.ws("/a%2Fb?x=1"), additional_headers=to(pod, 8888), proxy=None, max_size=None) as client:
         for message in ("text ä", b"\x00\xff", "", b"", "x" * 1_000_000, bytes(5_000_000)):
             await client.send(message)
             assert await client.recv() == message
@@ -70,7 +37,7 @@ async def test_the_handshakes_headers_and_subprotocol_pass(front: Front) -> None
     pod = front.sandbox(echo, port=8888)
     headers = to(pod, 8888) | {"Authorization": "Bearer x", "Cookie": "c=1", "Origin": "https://app.test"}
     offered = [Subprotocol("one"), Subprotocol("two")]
-    async with connect(ws(front), additional_headers=headers, subprotocols=offered, proxy=None) as client:
+    async with connect(front.ws(), additional_headers=headers, subprotocols=offered, proxy=None) as client:
         assert client.subprotocol == "two"
         assert client.response is not None
         assert client.response.headers.get_all("set-cookie") == ["a=1"]
@@ -94,7 +61,7 @@ async def test_the_host_label_routes_a_websocket(front: Front) -> None:
 @pytest.mark.parametrize(("code", "reason"), [(1000, "done"), (1001, "away"), (3000, "own"), (4999, "last")])
 async def test_the_pods_close_code_reaches_the_client(front: Front, code: int, reason: str) -> None:
     pod = front.sandbox(Echo(), port=8888)
-    async with connect(ws(front), additional_headers=to(pod, 8888), proxy=None) as client:
+    async with connect(front.ws(), additional_headers=to(pod, 8888), proxy=None) as client:
         await client.send(f"close {code} {reason}")
         with pytest.raises(ConnectionClosed) as closed:
             await client.recv()
@@ -106,7 +73,7 @@ async def test_the_pods_close_code_reaches_the_client(front: Front, code: int, r
 async def test_the_clients_close_code_reaches_the_pod(front: Front, code: int, reason: str) -> None:
     echo = Echo()
     pod = front.sandbox(echo, port=8888)
-    async with connect(ws(front), additional_headers=to(pod, 8888), proxy=None) as client:
+    async with connect(front.ws(), additional_headers=to(pod, 8888), proxy=None) as client:
         await client.close(code, reason)
     await until(lambda: echo.disconnected)
     assert echo.disconnected == [(code, reason)]
@@ -115,7 +82,7 @@ async def test_the_clients_close_code_reaches_the_pod(front: Front, code: int, r
 async def test_a_client_that_is_lost_is_not_reported_as_closed_in_order(front: Front) -> None:
     echo = Echo()
     pod = front.sandbox(echo, port=8888)
-    async with connect(ws(front), additional_headers=to(pod, 8888), proxy=None) as client:
+    async with connect(front.ws(), additional_headers=to(pod, 8888), proxy=None) as client:
         client.transport.abort()
         await until(lambda: echo.disconnected)
     assert echo.disconnected[0][1] is None  # uvicorn's sign of a lost connection
@@ -138,7 +105,7 @@ async def test_a_pod_that_is_lost_is_a_bad_gateway(front: Front) -> None:
     assert pod.address
     async with (
         talking(handshake_then_hang_up, pod.address, 8888),
-        connect(ws(front), additional_headers=to(pod, 8888), proxy=None) as client,
+        connect(front.ws(), additional_headers=to(pod, 8888), proxy=None) as client,
     ):
         accepted.set()
         with pytest.raises(ConnectionClosed) as closed:
@@ -159,7 +126,7 @@ async def test_a_message_from_the_pod_that_is_too_big_closes_with_1009(front: Fr
         await send({"type": "websocket.send", "bytes": bytes(16 * 1024 * 1024 + 1)})
 
     pod = front.sandbox(app, port=8888)
-    async with connect(ws(front), additional_headers=to(pod, 8888), proxy=None) as client:
+    async with connect(front.ws(), additional_headers=to(pod, 8888), proxy=None) as client:
         with pytest.raises(ConnectionClosed) as closed:
             await client.recv()
     assert closed.value.rcvd is not None
@@ -194,7 +161,7 @@ async def test_a_refused_handshake_is_passed_on(front: Front) -> None:
     assert pod.address
     async with talking(refuse, pod.address, 8888):
         with pytest.raises(InvalidStatus) as refused:
-            async with connect(ws(front), additional_headers=to(pod, 8888), proxy=None):
+            async with connect(front.ws(), additional_headers=to(pod, 8888), proxy=None):
                 pass
     response = refused.value.response
     assert (response.status_code, response.body) == (401, b"login")
@@ -242,7 +209,7 @@ async def test_what_cannot_be_reached_is_answered_before_the_handshake(
     front.pods.add(Pod("ihere", new_address()))
     headers = {"E2b-Sandbox-Id": sandbox, "E2b-Sandbox-Port": port}
     with pytest.raises(InvalidStatus) as refused:
-        async with connect(ws(front), additional_headers=headers, proxy=None):
+        async with connect(front.ws(), additional_headers=headers, proxy=None):
             pass
     assert refused.value.response.status_code == status
     assert text.encode() in (refused.value.response.body or b"")

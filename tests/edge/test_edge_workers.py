@@ -27,7 +27,8 @@ from app.edge.signed_urls import signature
 from app.edge.workers import EdgeWorkers
 from app.errors import EngineAway, NotFound
 from tests.edge.conftest import to
-from tests.edge.serving import Pod, answer, new_address, read_body, serving, until, with_lifespan
+from tests.edge.serving import Pod, answer, new_address, read_body, serving, with_lifespan
+from tests.waiting import until
 
 CONNECTIONS = 24
 """New ones of which each worker gets some, but for one time in 2^23."""

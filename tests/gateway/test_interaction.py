@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from mcp_types import (
 
 from tests.gateway.running_gateway import RunningGateway, conformance, conformance_over_http, echo, scripted
 from tests.gateway.wire import LegacyWire, messages, modern, modern_request
+from tests.waiting import until
 
 QUADRANTS = pytest.mark.parametrize(
     ("client_mode", "server_era"),
@@ -35,12 +35,6 @@ FULL: dict[str, Any] = {"tools": {}, "logging": {}, "resources": {"subscribe": T
 BOUND_S = 20.0
 
 Mode = Literal["legacy", "auto"]
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(BOUND_S):
-        while not holds():
-            await asyncio.sleep(0.01)
 
 
 async def answer_elicitation(_: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:

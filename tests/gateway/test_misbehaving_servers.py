@@ -1,8 +1,6 @@
 """Servers that fail do so under their own name, and take nothing else down."""
 
-import asyncio
 import sys
-from collections.abc import Callable
 
 import httpx
 import psutil
@@ -11,14 +9,9 @@ from mcp import MCPError
 
 from tests.gateway.running_gateway import FIXTURES, RunningGateway, bad, echo, scripted, stdio
 from tests.gateway.wire import LegacyWire, modern
+from tests.waiting import until
 
 BOUND_S = 20.0
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(BOUND_S):
-        while not holds():
-            await asyncio.sleep(0.02)
 
 
 async def tool_names(gateway: RunningGateway) -> list[str]:

@@ -1,7 +1,6 @@
 """Servers that speak HTTP+SSE, the transport of 2024-11-05."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from tests.gateway.running_gateway import RunningGateway, echo_over_http
 from tests.gateway.sse_server import SseServer, sse_server
 from tests.gateway.wire import LegacyWire
+from tests.waiting import until
 
 BOUND_S = 20.0
 
@@ -21,12 +21,6 @@ def old(url: str, kind: str = "sse", **headers: str) -> dict[str, Any]:
 
 async def configure(gateway: RunningGateway, servers: dict[str, Any]) -> dict[str, Any]:
     return await asyncio.to_thread(gateway.configure, servers)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(BOUND_S):
-        while not holds():
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("kind", ["sse", "http"])

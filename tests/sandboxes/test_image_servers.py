@@ -13,8 +13,9 @@ from app.engines.in_memory_engine import InMemoryEngine
 from app.errors import InvalidRequest, ServerStartFailed
 from app.sandboxes.models import McpOptions, PauseMode, ServerStatus, Status
 from app.sandboxes.service import SandboxView
-from tests.in_process import ControlPlane, StartControlPlane, request, until
+from tests.in_process import ControlPlane, StartControlPlane, request
 from tests.pods import PodTransport
+from tests.waiting import until
 
 PLAIN = ("shot", "scan", *(f"more{n}" for n in range(8)))
 DEGRADE = McpOptions(on_failure="degrade")

@@ -10,8 +10,9 @@ from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Pod
 from app.errors import Conflict, EngineError, GuestUnresponsive, NotFound, SandboxFailed
 from app.sandboxes.models import Lifecycle, PauseMode, Sandbox, ServerStatus, Status
-from tests.in_process import IMAGES, Clock, ControlPlane, StartControlPlane, request, until
+from tests.in_process import IMAGES, Clock, ControlPlane, StartControlPlane, request
 from tests.pods import PodTransport, ready
+from tests.waiting import until
 
 MEMORY, FILESYSTEM = PauseMode.MEMORY, PauseMode.FILESYSTEM
 

@@ -23,8 +23,9 @@ from app.errors import (
 )
 from app.sandboxes.listing import Listing
 from app.sandboxes.models import McpOptions, ServerStatus
-from tests.in_process import IMAGES, Clock, ControlPlane, StartControlPlane, request, until
+from tests.in_process import IMAGES, Clock, ControlPlane, StartControlPlane, request
 from tests.pods import PodTransport, ready
+from tests.waiting import until
 
 
 class EngineFailsToStart(InMemoryEngine):

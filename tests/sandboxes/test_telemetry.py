@@ -13,7 +13,8 @@ import pytest
 
 from app.errors import NotFound
 from app.sandboxes.telemetry import Metrics
-from tests.in_process import Clock, ControlPlane, request, until
+from tests.in_process import Clock, ControlPlane, request
+from tests.waiting import until
 
 USAGE = {
     "ts": 1,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.catalog import Catalog
 from app.engines.interface import VolumeMount
-from tests.unit.test_planning import plan
+from tests.unit.plans import plan
 
 KUBERNETES = """
 name: kubernetes

@@ -12,22 +12,14 @@ from app.errors import InvalidRequest
 from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord, PodSecrets
 from app.sandboxes.network_rules import NetworkRules
 from app.sandboxes.planning import (
-    Blueprint,
     SandboxPlan,
     check_known,
     make_gateway_config,
     make_pod_spec,
     plan_sandbox,
 )
-from app.templates import ResolvedTemplate
+from tests.unit.plans import BLUEPRINT, plan, template_of
 
-BLUEPRINT = Blueprint(
-    workspace_image="workspace:1",
-    gateway_image="gateway:1",
-    workspace_limits=Limits(memory_mib=512, cpus=1.0, pids=100),
-    server_start_timeout_s=30,
-    github_url="https://git.example",
-)
 POD = PodRecord(
     id="p1",
     sandbox_id="i1",
@@ -65,30 +57,6 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     (own / "shot.yaml").write_text(IMAGE_SERVER)
     (own / "docs.yaml").write_text(REMOTE_SERVER)
     return Catalog.load(Path("catalog/servers"), own)
-
-
-def template_of(name: str, **more: object) -> ResolvedTemplate:
-    fields: dict[str, object] = {
-        "template_id": name,
-        "build_id": "b1",
-        "name": name,
-        "image": None,
-        "has_gateway": name == "mcp-gateway",
-        "user": None,
-        "workdir": None,
-        "envs": {},
-        "start_command": None,
-        "ready_command": None,
-        "cpus": None,
-        "memory_mib": None,
-        "kind": "built-in",
-    }
-    return ResolvedTemplate(**{**fields, **more})  # type: ignore[arg-type]
-
-
-def plan(catalog: Catalog, **request: object) -> SandboxPlan:
-    wished = CreateSandbox(timeout_s=60, **request)  # type: ignore[arg-type]
-    return plan_sandbox(wished, template_of(wished.template), catalog, BLUEPRINT)
 
 
 def test_a_template_brings_its_image_and_limits(catalog: Catalog) -> None:
