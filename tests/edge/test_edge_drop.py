@@ -30,6 +30,18 @@ async def endless(scope: Scope, receive: Receive, send: Send) -> None:
         pass
 
 
+class Silent:
+    """Takes a request and never answers it."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.begun.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
 async def test_an_open_stream_breaks_and_the_sandbox_is_not_found(front: Front, client: httpx.AsyncClient) -> None:
     pod = front.sandbox(endless)
     async with client.stream("POST", "/process.Process/Start", headers=to(pod)) as response:
@@ -56,17 +68,10 @@ async def test_streams_of_other_sandboxes_go_on(front: Front, client: httpx.Asyn
 
 
 async def test_a_request_without_an_answer_yet_is_answered_not_found(front: Front, client: httpx.AsyncClient) -> None:
-    begun = threading.Event()
-
-    @with_lifespan
-    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
-        begun.set()
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    pod = front.sandbox(silent)
+    silent = Silent()
+    pod = front.sandbox(with_lifespan(silent))
     request = asyncio.create_task(client.get("/", headers=to(pod)))
-    await until(begun.is_set)
+    await until(silent.begun.is_set)
     front.drop(pod.sandbox_id)
     response = await request
     assert response.status_code == 502
@@ -124,17 +129,10 @@ async def test_dropping_again_or_what_is_unknown_is_silent(front: Front, client:
 
 
 async def test_a_control_plane_that_stops_breaks_every_stream(front: Front, client: httpx.AsyncClient) -> None:
-    begun = threading.Event()
-
-    @with_lifespan
-    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
-        begun.set()
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    one, other = front.sandbox(endless), front.sandbox(silent)
+    silent = Silent()
+    one, other = front.sandbox(endless), front.sandbox(with_lifespan(silent))
     request = asyncio.create_task(client.get("/", headers=to(other)))
-    await until(begun.is_set)
+    await until(silent.begun.is_set)
     async with client.stream("GET", "/", headers=to(one)) as response:
         pieces = response.aiter_raw()
         assert await anext(pieces) == b"first"

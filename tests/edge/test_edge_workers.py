@@ -93,6 +93,26 @@ class Fleet:
             for _ in range(CONNECTIONS)
         }
 
+    @asynccontextmanager
+    async def streams_that_break(self, pod: Pod, *, by: type[httpx.TransportError]) -> AsyncIterator[None]:
+        """Some in every worker, open while the body runs; what it does must break all of them."""
+        async with asyncio.TaskGroup() as group:
+            opened = asyncio.Semaphore(0)
+
+            async def reads_to_the_end() -> None:
+                async with self.client.stream("GET", "/", headers=to(pod)) as response:
+                    pieces = response.aiter_raw()
+                    assert await anext(pieces) == b"first"
+                    opened.release()
+                    with pytest.raises(by):
+                        await anext(pieces)
+
+            for _ in range(CONNECTIONS):
+                group.create_task(reads_to_the_end())
+            for _ in range(CONNECTIONS):
+                await opened.acquire()
+            yield
+
     def processes(self) -> list[psutil.Process]:
         return worker_processes()
 
@@ -234,21 +254,7 @@ async def test_streams_in_every_worker_break_at_a_kill(fleet: Fleet) -> None:
     pod = fleet.pod(endless)
     fleet.tell(pod)
     await fleet.workers.caught_up()
-    async with asyncio.TaskGroup() as group:
-        opened = asyncio.Semaphore(0)
-
-        async def reads_to_the_end() -> None:
-            async with fleet.client.stream("GET", "/", headers=to(pod)) as response:
-                pieces = response.aiter_raw()
-                assert await anext(pieces) == b"first"
-                opened.release()
-                with pytest.raises(httpx.RemoteProtocolError):
-                    await anext(pieces)
-
-        for _ in range(CONNECTIONS):
-            group.create_task(reads_to_the_end())
-        for _ in range(CONNECTIONS):
-            await opened.acquire()
+    async with fleet.streams_that_break(pod, by=httpx.RemoteProtocolError):
         fleet.kill(pod)
 
 
@@ -350,21 +356,7 @@ async def test_what_a_killed_worker_had_open_counts_no_more(fleet: Fleet) -> Non
     pod = fleet.pod(endless)
     fleet.tell(pod)
     await fleet.workers.caught_up()
-    async with asyncio.TaskGroup() as group:
-        opened = asyncio.Semaphore(0)
-
-        async def reads_to_the_end() -> None:
-            async with fleet.client.stream("GET", "/", headers=to(pod)) as response:
-                pieces = response.aiter_raw()
-                await anext(pieces)
-                opened.release()
-                with pytest.raises(httpx.TransportError):
-                    await anext(pieces)
-
-        for _ in range(CONNECTIONS):
-            group.create_task(reads_to_the_end())
-        for _ in range(CONNECTIONS):
-            await opened.acquire()
+    async with fleet.streams_that_break(pod, by=httpx.TransportError):
         assert sum(fleet.counted()) == CONNECTIONS
         for process in fleet.processes():
             process.kill()

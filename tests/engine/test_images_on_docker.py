@@ -21,6 +21,7 @@ from docker.errors import ImageNotFound
 from app.engines.images import BuildProgress, ImageBuilder, ImageBuildError, ImageTags
 from app.errors import EngineError
 from app.settings import ROOT, Settings
+from tests.container_runs import run_in_container
 
 pytestmark = pytest.mark.docker
 
@@ -101,28 +102,6 @@ def tiny(client: docker.DockerClient, images: ImageTags, tmp_path: Path) -> Iter
     tiny.remove()
 
 
-def run(client: docker.DockerClient, image: str, *command: str, user: str = "root") -> str:
-    """Standard output of a program in a container of its own without a network. Fails unless it exits with 0.
-
-    Not by the SDK's `containers.run`: it reads the log while the container ends, and a busy engine cuts that short.
-    """
-    container = client.containers.create(
-        image,
-        list(command[1:]),
-        entrypoint=command[0],
-        user=user,
-        network_mode="none",
-        environment={"HOME": "/tmp/home"},
-    )
-    try:
-        container.start()
-        status = container.wait(timeout=BOUND_S)["StatusCode"]
-        assert status == 0, f"exit code {status}: {container.logs(stdout=False).decode()}"
-        return bytes(container.logs(stderr=False)).decode()
-    finally:
-        container.remove(force=True)
-
-
 def test_a_change_builds_its_image_and_what_stands_on_it_and_nothing_else(tiny: TinyImages) -> None:
     first, built = tiny.build()
     assert built == {"base", "workspace", "gateway"}
@@ -143,7 +122,7 @@ def test_a_change_builds_its_image_and_what_stands_on_it_and_nothing_else(tiny: 
 def test_images_are_made_of_the_files_that_gave_the_tags(client: docker.DockerClient, tiny: TinyImages) -> None:
     tags, _ = tiny.build()
     for image in ("base", "workspace", "gateway"):
-        assert run(client, getattr(tags, image), "cat", f"/{image}-content") == f"{image} of {tiny.source}"
+        assert run_in_container(client, getattr(tags, image), "cat", f"/{image}-content") == f"{image} of {tiny.source}"
 
 
 def test_a_failed_build_tells_image_step_and_last_output_and_leaves_no_tag(
@@ -232,7 +211,7 @@ def test_the_promised_tools_are_there(client: docker.DockerClient, images: Image
         "python --version; node --version; uv --version; id user;"
         "for command in npm npx uvx pip git curl ps; do $command --version > /dev/null && echo has $command; done"
     )
-    lines = run(client, getattr(images, image), "bash", "-c", script, user="user").splitlines()
+    lines = run_in_container(client, getattr(images, image), "bash", "-c", script, user="user").splitlines()
     assert lines[0].startswith("Python 3.13.")
     assert lines[1].startswith("v24.")
     assert lines[2].startswith("uv 0.")
@@ -244,7 +223,7 @@ def test_user_is_root_by_sudo_in_the_workspace_and_keeps_the_certificates(
     client: docker.DockerClient, images: ImageTags
 ) -> None:
     script = "sudo -n id --user; sudo -n printenv NODE_EXTRA_CA_CERTS"
-    assert run(client, images.workspace, "bash", "-c", script, user="user").splitlines() == [
+    assert run_in_container(client, images.workspace, "bash", "-c", script, user="user").splitlines() == [
         "0",
         "/etc/ssl/certs/ca-certificates.crt",
     ]
@@ -256,7 +235,11 @@ def test_the_workspace_compiles_extensions(client: docker.DockerClient, images: 
         "&& echo '#include <node.h>' > try.cc "
         "&& c++ -std=c++20 -I$npm_package_config_node_gyp_nodedir/include/node -c try.cc && ls"
     )
-    assert run(client, images.workspace, "bash", "-c", script, user="user").split() == ["try.c", "try.cc", "try.o"]
+    assert run_in_container(client, images.workspace, "bash", "-c", script, user="user").split() == [
+        "try.c",
+        "try.cc",
+        "try.o",
+    ]
 
 
 def test_the_workspace_lets_its_user_install_packages_without_sudo(
@@ -278,7 +261,7 @@ subprocess.run(["npm", "install", "--global", "--offline", "--silent", "/code"],
 subprocess.run([sys.executable, "-c", "import probe; print(probe.__file__)"], check=True)
 subprocess.run(["probe"], check=True)
 """
-    assert run(client, images.workspace, "python", "-c", script, user="user").splitlines() == [
+    assert run_in_container(client, images.workspace, "python", "-c", script, user="user").splitlines() == [
         "/usr/local/lib/python3.13/dist-packages/probe.py",
         "probe runs",
     ]
@@ -286,14 +269,16 @@ subprocess.run(["probe"], check=True)
 
 @pytest.mark.parametrize("command", ["sudo", "cc", "gcc", "c++", "make", "musl-gcc", "ld", "as"])
 def test_the_gateway_has_no_sudo_and_no_compilers(client: docker.DockerClient, images: ImageTags, command: str) -> None:
-    assert run(client, images.gateway, "sh", "-c", f"command -v {command} || echo absent") == "absent\n"
+    assert run_in_container(client, images.gateway, "sh", "-c", f"command -v {command} || echo absent") == "absent\n"
 
 
 @pytest.mark.parametrize("user", ["root", "user"])
 def test_a_login_shell_finds_what_lies_in_usr_local_bin(
     client: docker.DockerClient, images: ImageTags, user: str
 ) -> None:
-    found = run(client, images.workspace, "bash", "-lc", "command -v mcp-gateway node uv", user=user).splitlines()
+    found = run_in_container(
+        client, images.workspace, "bash", "-lc", "command -v mcp-gateway node uv", user=user
+    ).splitlines()
     assert found == ["/usr/local/bin/mcp-gateway", "/usr/local/bin/node", "/usr/local/bin/uv"]
 
 
@@ -312,7 +297,9 @@ def test_our_packages_are_there_with_byte_code_for_every_module(
         "missing = [o for o in origins if not pathlib.Path(importlib.util.cache_from_source(o)).exists()]\n"
         "print(len(names), missing)\n"
     )
-    count, _, missing = run(client, getattr(images, image), f"{python}/bin/python", "-I", "-c", script).partition(" ")
+    count, _, missing = run_in_container(
+        client, getattr(images, image), f"{python}/bin/python", "-I", "-c", script
+    ).partition(" ")
     assert int(count) > 5
     assert missing.strip() == "[]"
 
@@ -321,7 +308,7 @@ def test_certificates_of_the_host_are_trusted_in_every_image(client: docker.Dock
     bundle = Settings().ca_bundle
     expected = certificates(bundle.read_text()) if bundle is not None else set()
     for image in (images.base, images.workspace, images.gateway):
-        store = certificates(run(client, image, "sh", "-c", "cat $SSL_CERT_FILE"))
+        store = certificates(run_in_container(client, image, "sh", "-c", "cat $SSL_CERT_FILE"))
         assert store
         assert expected <= store
 

@@ -21,11 +21,11 @@ from app.engines.images import ImageTags
 from app.main import sandbox_images
 from app.packages import STORE_MOUNT, PackageInstallError, PackageLocks, PackageStore
 from app.settings import ROOT, Settings
+from tests.container_runs import run_in_container
 from tests.shipped_packages import shipped_package
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
 
-BOUND_S = 120
 LIST_TOOLS = (ROOT / "tests" / "engine" / "list_tools.py").read_text()
 STORE = Mount(
     target=STORE_MOUNT.path, source=shared_volume_name(STORE_MOUNT.volume), type="volume", no_copy=True, read_only=True
@@ -67,23 +67,8 @@ async def store(images: ImageTags) -> AsyncIterator[PackageStore]:
 
 
 def run(client: docker.DockerClient, image: str, *command: str, user: str = "54321:54321") -> str:
-    """Standard output of a program in a container with the store and no network. Fails unless it exits with 0."""
-    container = client.containers.create(
-        image,
-        list(command[1:]),
-        entrypoint=command[0],
-        user=user,
-        network_mode="none",
-        environment={"HOME": "/tmp/home"},
-        mounts=[STORE],
-    )
-    try:
-        container.start()
-        status = container.wait(timeout=BOUND_S)["StatusCode"]
-        assert status == 0, f"exit code {status}: {container.logs(stdout=False).decode()}"
-        return bytes(container.logs(stderr=False)).decode()
-    finally:
-        container.remove(force=True)
+    """As `run_in_container`, with the store."""
+    return run_in_container(client, image, *command, user=user, mounts=[STORE])
 
 
 @pytest.mark.parametrize("image", ["workspace", "gateway"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from app.engines.builds import BuildStep
+from app.engines.builds import BuildStep, OnOutput
 from app.templates import TemplateService
 from app.templates.models import Build, BuildStatus, LogLine
 from app.templates.planning import BuildRequest, Step
@@ -46,6 +46,18 @@ async def finished(templates: TemplateService, team: str, build: Build) -> Build
 async def build(templates: TemplateService, team: str, name: str, plan: BuildRequest, **asked: Any) -> Build:
     """Build a template and return once that has ended, well or not."""
     return await finished(templates, team, await begin(templates, team, name, plan, **asked))
+
+
+class HangingStep:
+    """How a builder behaves whose step never ends."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+
+    async def __call__(self, step: BuildStep, on_output: OnOutput) -> int:
+        self.reached.set()
+        await asyncio.Event().wait()
+        return 0
 
 
 async def log_of(templates: TemplateService, team: str, done: Build) -> list[LogLine]:

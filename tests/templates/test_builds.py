@@ -20,6 +20,7 @@ from app.templates.planning import Step
 from tests.in_process import Clock
 from tests.template_room import NAMESPACE, building, make_template_service
 from tests.templates.builds import (
+    HangingStep,
     action,
     all_bytes_in,
     archive,
@@ -396,19 +397,12 @@ async def test_a_build_that_takes_too_long_is_ended(
 async def test_a_build_cut_off_by_the_end_of_the_control_plane_is_failed_by_the_next(
     database: Database, engine: InMemoryEngine, tmp_path: Path, clock: Clock, team: str
 ) -> None:
-    reached = asyncio.Event()
-
-    async def hang(step: BuildStep, on_output: OnOutput) -> int:
-        reached.set()
-        await asyncio.Event().wait()
-        return 0
-
-    engine.builds.behave = hang
+    engine.builds.behave = hanging = HangingStep()
     first = make_template_service(database, engine, tmp_path, now=clock)
     async with building(first):
         cut_off = await begin(first, team, "web", request(run("sleep")))
         _, only_asked_for = await first.request_build(team, "later", cpus=None, memory_mib=None)
-        await reached.wait()
+        await hanging.reached.wait()
     assert engine.builds.is_idle
 
     second = make_template_service(database, engine, tmp_path, now=clock)

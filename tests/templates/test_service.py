@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from app.database import Database
-from app.engines.builds import BuildStep, OnOutput
 from app.engines.in_memory_engine import InMemoryEngine
 from app.errors import BodyTooLarge, InvalidRequest, NotFound, Unauthorized
 from app.templates import ResolvedTemplate, TemplateService
 from app.templates.planning import Step
 from tests.in_process import Clock
 from tests.template_room import building, make_template_service
-from tests.templates.builds import all_bytes_in, archive, begin, build, hash_of, in_chunks, request, run
+from tests.templates.builds import HangingStep, all_bytes_in, archive, begin, build, hash_of, in_chunks, request, run
 
 
 async def gone(engine: InMemoryEngine, image: str) -> None:
@@ -164,16 +163,9 @@ async def test_a_template_in_use_cannot_be_deleted(
 async def test_deleting_a_template_ends_its_build(
     templates: TemplateService, engine: InMemoryEngine, team: str
 ) -> None:
-    reached = asyncio.Event()
-
-    async def hang(step: BuildStep, on_output: OnOutput) -> int:
-        reached.set()
-        await asyncio.Event().wait()
-        return 0
-
-    engine.builds.behave = hang
+    engine.builds.behave = hanging = HangingStep()
     await begin(templates, team, "web", request(run("sleep")))
-    await reached.wait()
+    await hanging.reached.wait()
     await templates.delete(team, "web")
     assert engine.builds.is_idle
 
