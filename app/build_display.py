@@ -7,9 +7,10 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 
 from app.engines.images import BuildProgress
+from app.progress_bars import make_progress
 
 _LINE_WIDTH = 70
 
@@ -19,15 +20,7 @@ class BuildDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}[/]"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[line]}", style="dim"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._progress = make_progress(console)
         self._bars: dict[str, TaskID] = {}
         self._told: BuildProgress | None = None
 

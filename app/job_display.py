@@ -7,7 +7,9 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
+
+from app.progress_bars import make_progress
 
 _LINE_WIDTH = 80
 
@@ -17,15 +19,7 @@ class JobDisplay:
 
     def __init__(self, console: Console, *, total: int) -> None:
         self._console = console
-        self._overall = Progress(
-            TextColumn("[bold]{task.description}[/]"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[line]}", style="dim"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._overall = make_progress(console)
         self._all = self._overall.add_task("all", total=total, line="")
         self._done = 0
         self._total = total

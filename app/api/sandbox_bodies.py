@@ -26,6 +26,7 @@ from app.templates import BASE_TEMPLATE, GATEWAY_TEMPLATE
 ENVD_VERSION = "0.6.13"
 """The agent's contract version as SDKs know it; each of their feature gates is open at this one."""
 MAX_TIMEOUT_S = 7 * 24 * 3600
+DEFAULT_TIMEOUT_S = 300
 
 _CLIENT_ID = "sandgate"
 _PAUSE_MODES = {PauseMode.MEMORY: "full", PauseMode.FILESYSTEM: "filesystem"}
@@ -118,7 +119,7 @@ class NewSandbox(Wire):
         """Name and path of each."""
         return [(mount.name, mount.path) for mount in self.volume_mounts or ()]
 
-    def to_request(self, *, default_timeout_s: int, mounts: tuple[MountedVolume, ...] = ()) -> CreateSandbox:
+    def to_request(self, mounts: tuple[MountedVolume, ...]) -> CreateSandbox:
         """`mounts` are the volumes it wants. Raises: InvalidRequest, naming the field."""
         if self.iam:
             raise InvalidRequest("iam is not supported by this server: leave it out.")
@@ -127,7 +128,7 @@ class NewSandbox(Wire):
         resumes = self.auto_resume is not None and self.auto_resume.enabled
         return CreateSandbox(
             template=self.template_id or (BASE_TEMPLATE if self.mcp is None else GATEWAY_TEMPLATE),
-            timeout_s=default_timeout_s if self.timeout is None else self.timeout,
+            timeout_s=DEFAULT_TIMEOUT_S if self.timeout is None else self.timeout,
             metadata=self.metadata or {},
             envs=self.env_vars or {},
             network=NetworkRules.parse(self.network, allow_internet_access=self.allow_internet_access),

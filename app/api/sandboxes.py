@@ -15,6 +15,7 @@ from app.api.auth import CurrentTeam
 from app.api.dependencies import SandboxServiceDep, SettingsOfApiDep, VolumesDep
 from app.api.errors import describe_errors
 from app.api.sandbox_bodies import (
+    DEFAULT_TIMEOUT_S,
     ChangeServers,
     ConnectSandbox,
     ForkAnswer,
@@ -35,7 +36,6 @@ from app.errors import InvalidRequest, Problem
 from app.sandboxes.listing import Listing
 from app.sandboxes.models import PauseMode, Status
 
-_DEFAULT_TIMEOUT_S = 300
 _DEFAULT_TIMEOUT_V1_S = 15
 _DEFAULT_REFRESH_S = 60
 
@@ -66,7 +66,7 @@ async def create_sandbox(
 ) -> SandboxAnswer:
     """Start a sandbox, with every MCP server named in `mcp` behind one URL and one token."""
     mounts = await volumes.resolve_mounts(team.id, body.wanted_mounts())
-    request = body.to_request(default_timeout_s=_DEFAULT_TIMEOUT_S, mounts=mounts)
+    request = body.to_request(mounts)
     return SandboxAnswer.of(await service.create(team.id, request, idempotency_key=idempotency_key), settings)
 
 
@@ -80,9 +80,9 @@ async def create_sandbox_v1(
     idempotency_key: IdempotencyKey = None,
 ) -> SandboxAnswer:
     """The same for older SDKs; without `timeout` the sandbox lives 15 s."""
-    mounts = await volumes.resolve_mounts(team.id, body.wanted_mounts())
-    request = body.to_request(default_timeout_s=_DEFAULT_TIMEOUT_V1_S, mounts=mounts)
-    return SandboxAnswer.of(await service.create(team.id, request, idempotency_key=idempotency_key), settings)
+    if body.timeout is None:
+        body.timeout = _DEFAULT_TIMEOUT_V1_S
+    return await create_sandbox(body, team, service, volumes, settings, idempotency_key)
 
 
 @router.get("/v2/sandboxes", response_model_exclude_none=True, responses=describe_errors(400))
@@ -161,7 +161,7 @@ async def connect_sandbox(
     The sandbox then lives at least `timeout` seconds; it is never cut short.
     """
     body = body or ConnectSandbox()
-    timeout_s = _DEFAULT_TIMEOUT_S if body.timeout is None else body.timeout
+    timeout_s = DEFAULT_TIMEOUT_S if body.timeout is None else body.timeout
     view, was_resumed = await service.connect(team.id, sandbox_id, timeout_s, reboot=body.memory is False)
     response.status_code = 201 if was_resumed else 200
     return SandboxAnswer.of(view, settings)
@@ -282,7 +282,7 @@ async def fork_sandbox(
 ) -> list[ForkAnswer]:
     """Make copies with this sandbox's files, environment, metadata and MCP servers; an answer for each."""
     body = body or ForkSandbox()
-    timeout_s = _DEFAULT_TIMEOUT_S if body.timeout is None else body.timeout
+    timeout_s = DEFAULT_TIMEOUT_S if body.timeout is None else body.timeout
     outcomes = await service.fork(team.id, sandbox_id, count=body.count or 1, timeout_s=timeout_s)
     return [
         ForkAnswer(error=ProblemOfOne(code=outcome.status, message=outcome.message))

@@ -6,7 +6,7 @@ them in the database. Knows no container engine and no sandbox.
 
 from app.catalog.catalog import Catalog
 from app.catalog.custom import is_custom_key, render_custom
-from app.catalog.definition import Placement, ServerDefinition
+from app.catalog.definition import Capability, Placement, ServerDefinition
 from app.catalog.description import describe, describe_whole
 from app.catalog.errors import CatalogError, OptionError
 from app.catalog.fingerprint import list_fingerprint
@@ -15,6 +15,7 @@ from app.catalog.objections import objections_of
 from app.catalog.rendering import ImageRun, PackageRun, RemoteRun, RenderedServer, render
 
 __all__ = [
+    "Capability",
     "Catalog",
     "CatalogError",
     "ImageRun",

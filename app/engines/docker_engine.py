@@ -15,6 +15,7 @@ from typing import Any
 import docker
 from docker.errors import APIError, ImageNotFound, NotFound
 
+from app.concurrency import all_of
 from app.engines import docker_pods
 from app.engines.docker_builds import TRANSFER_S, DockerBuilds
 from app.engines.docker_client import DockerClient
@@ -138,11 +139,11 @@ class DockerEngine:
                 await self._networks.set_rules(network.address, spec.egress_rules)
 
         async def make_and_run_owner() -> None:
-            await _all_of([make(owner), confine()])
+            await all_of([make(owner), confine()])
             await run(owner)
 
         # Making takes no network, so the others are made while the first one starts.
-        await _all_of([make_and_run_owner(), *(make(container) for container in others)])
+        await all_of([make_and_run_owner(), *(make(container) for container in others)])
         for container in others:
             await run(container)
         return await self._running(start, spec)
@@ -195,7 +196,7 @@ class DockerEngine:
                 raise PodGone(pod_id)
             seen = docker_pods.pods_from_listing(listing)[pod_id].containers
             states: dict[str, ContainerState] = {one.role: one.state for one in seen if one.state != "absent"}
-            await _all_of(add(frame, container, states.get(container.role)) for container in containers)
+            await all_of(add(frame, container, states.get(container.role)) for container in containers)
         finally:
             start.end()
         return refused
@@ -212,7 +213,7 @@ class DockerEngine:
             for volume in ours.intersection(docker_pods.volumes_of(item)):
                 remove_volume(api, volume)
 
-        await _all_of(
+        await all_of(
             self._client.call(partial(remove, item=item), doing=f"remove a container of pod {pod_id}")
             for item in listing
             if item["Labels"].get(docker_pods.ROLE_LABEL) in unwanted
@@ -250,7 +251,7 @@ class DockerEngine:
             if not containers and await self._remove_volumes(pod_id):
                 await self._networks.forget(pod_id)
                 return
-            await _all_of([self._remove(container["Id"], pod_id) for container in containers])
+            await all_of([self._remove(container["Id"], pod_id) for container in containers])
         raise EngineError(f"Pod {pod_id} could not be removed: something goes on making containers of it.")
 
     async def pause(self, pod_id: str) -> None:
@@ -384,7 +385,7 @@ class DockerEngine:
     async def _on_each(self, pod_id: str, work: Callable[[str, ContainerState], Coroutine[Any, Any, None]]) -> None:
         """Call `work` with name and state of each container, side by side. Raises: PodGone."""
         pod = await self._whole_pod(pod_id)
-        await _all_of(work(docker_pods.container_name(pod_id, c.role), c.state) for c in pod.containers)
+        await all_of(work(docker_pods.container_name(pod_id, c.role), c.state) for c in pod.containers)
 
     async def _remove(self, container: str, pod_id: str) -> None:
         await self._client.call(
@@ -452,19 +453,6 @@ class DockerEngine:
     def _remove_all(self, api: docker.APIClient, pod_id: str) -> None:
         for item in self._list(api, pod_id):
             remove_container(api, item["Id"])
-
-
-async def _all_of(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run `calls` side by side. Raises the first one's error alone, once the others have ended."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for call in calls:
-                group.create_task(call)
-    except BaseExceptionGroup as errors:
-        first = errors.exceptions[0]
-    else:
-        return
-    raise first
 
 
 def _image_config(api: docker.APIClient, image: str) -> Mapping[str, Any]:

@@ -9,11 +9,12 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
 from app.catalog import (
+    Capability,
     Catalog,
     ImageRun,
     OptionError,
@@ -44,21 +45,8 @@ STDIO_DOOR_PORT = 49984
 
 _POD_START_S = 60.0
 
-WORKSPACE_CAPABILITIES = (
-    "AUDIT_WRITE",
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "NET_BIND_SERVICE",
-    "SETFCAP",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-    "SYS_CHROOT",
-)
-"""Docker's default set without NET_RAW and MKNOD: what sudo and package managers need."""
+WORKSPACE_CAPABILITIES: tuple[str, ...] = get_args(Capability)
+"""What sudo and package managers need; nothing of it reaches outside the container."""
 _GATEWAY_CAPABILITIES = ("CHOWN", "KILL", "SETGID", "SETUID")
 """Enough to run each MCP server under a uid of its own and to end it."""
 _GATEWAY_LIMITS = Limits(memory_mib=2048, cpus=2.0, pids=512)

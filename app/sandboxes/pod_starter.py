@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 import tenacity
 
+from app.concurrency import all_of
 from app.engines.interface import EgressRules, Engine
 from app.errors import EngineError, EngineUnavailable, SandboxFailed
 from app.ids_and_time import new_pod_id, new_token
@@ -155,12 +156,7 @@ class PodStarter:
             await init
             await self._setup.configure(sandbox, pod, address)
             return
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(init)
-                group.create_task(self._setup.configure(sandbox, pod, address))
-        except* PodUnreachableError as errors:
-            raise PodUnreachableError(str(errors.exceptions[0])) from errors
+        await all_of([init, self._setup.configure(sandbox, pod, address)])
 
     async def _finish(self, sandbox: Sandbox, pod: PodRecord) -> tuple[Sandbox, tuple[ServerStatus, ...]]:
         """What takes its time once the pod is configured: the template's programs and the MCP servers."""

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from app.catalog.package import Package
+from app.concurrency import all_of
 from app.engines.builds import ImagePullError
 from app.packages import PackageInstallError, PackageLockError, PackageStore
 from app.sandboxes.gateway_plan import GatewayPlan
@@ -39,17 +40,8 @@ async def prepare_servers(packages: PackageStore, pulls: ImagePulls, plan: Gatew
         _install(packages, key, package, prepared, progress) for key, package in plan.packages.items()
     ]
     work += [_pull(pulls, key, container.image, prepared, progress) for key, container in plan.image_servers.items()]
-    if not work:
-        return prepared
-    try:
-        async with asyncio.TaskGroup() as group:
-            for item in work:
-                group.create_task(item)
-    except BaseExceptionGroup as errors:
-        first = errors.exceptions[0]
-    else:
-        return prepared
-    raise first
+    await all_of(work)
+    return prepared
 
 
 async def _install(store: PackageStore, key: str, package: Package, prepared: Prepared, progress: Progress) -> None:

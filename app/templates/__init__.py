@@ -4,6 +4,14 @@ Knows nothing of sandboxes, nor of HTTP.
 """
 
 from app.templates.models import BASE_TEMPLATE, GATEWAY_TEMPLATE, ResolvedTemplate, Snapshot, SnapshotPage
-from app.templates.service import TemplateService
+from app.templates.service import TemplateService, built_in_template
 
-__all__ = ["BASE_TEMPLATE", "GATEWAY_TEMPLATE", "ResolvedTemplate", "Snapshot", "SnapshotPage", "TemplateService"]
+__all__ = [
+    "BASE_TEMPLATE",
+    "GATEWAY_TEMPLATE",
+    "ResolvedTemplate",
+    "Snapshot",
+    "SnapshotPage",
+    "TemplateService",
+    "built_in_template",
+]

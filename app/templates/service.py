@@ -83,7 +83,7 @@ class TemplateService:
         if parsed.name in BUILT_IN and parsed.namespace is None:
             if parsed.tag not in (None, DEFAULT_TAG):
                 raise NotFound(f"The template {parsed.name!r} comes with Sandgate and has no tags.")
-            return _built_in(parsed.name)
+            return built_in_template(parsed.name)
         template = await self._find(team_id, parsed)
         build = await self._tagged(template, parsed)
         return ResolvedTemplate(
@@ -351,7 +351,8 @@ def _view(template: Template, builds: Sequence[Build]) -> TemplateView:
     return TemplateView(template=template, build=newest, builds=tuple(builds), namespace=template.team_id)
 
 
-def _built_in(name: str) -> ResolvedTemplate:
+def built_in_template(name: str) -> ResolvedTemplate:
+    """A template that comes with Sandgate: `BASE_TEMPLATE` or `GATEWAY_TEMPLATE`."""
     return ResolvedTemplate(
         template_id=name,
         build_id=_BUILT_IN_BUILD,

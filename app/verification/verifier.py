@@ -28,7 +28,7 @@ from app.sandboxes.network_rules import NetworkRules
 from app.sandboxes.planning import Blueprint, SandboxPlan, make_gateway_config, make_pod_spec, plan_sandbox
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, PodUnreachableError
 from app.sandboxes.pod_starter import new_pod
-from app.templates import GATEWAY_TEMPLATE, ResolvedTemplate
+from app.templates import GATEWAY_TEMPLATE, built_in_template
 from app.verification.processes import memory_mib
 from app.verification.results import State, Verification
 from app.verification.stand_ins import stand_in_options
@@ -52,23 +52,6 @@ _ASKS_ITS_SERVICE = re.compile(
 """In the last words of a server that ended: it could not reach, or did not please, the service it is for."""
 _IS_MADE_WRONGLY = re.compile(r"\b(ModuleNotFound|Import|Attribute|Syntax|Name|Type)Error\b|ERR_MODULE_NOT_FOUND")
 """There: it does not fit what is installed with it, whatever else it says."""
-
-
-_TEMPLATE = ResolvedTemplate(
-    template_id=GATEWAY_TEMPLATE,
-    build_id="",
-    name=GATEWAY_TEMPLATE,
-    image=None,
-    has_gateway=True,
-    user=None,
-    workdir=None,
-    envs={},
-    start_command=None,
-    ready_command=None,
-    cpus=None,
-    memory_mib=None,
-    kind="built-in",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +117,7 @@ class Verifier:
             network=NetworkRules(allow_internet_access=False),
             mcp={definition.key: stand_in_options(definition)},
         )
-        plan = plan_sandbox(request, _TEMPLATE, self._catalog, self._blueprint)
+        plan = plan_sandbox(request, built_in_template(GATEWAY_TEMPLATE), self._catalog, self._blueprint)
         return _Trial(plan=plan, pod=new_pod(sandbox_id=new_sandbox_id(), recipe=None), token=new_token())
 
     async def _try(self, package: Package, trial: _Trial, report: Report) -> Verification:
