@@ -21,9 +21,10 @@ import tenacity
 
 from app.catalog import Catalog
 from app.engines.interface import EgressRules, Engine, Pod
-from app.errors import Conflict, EngineError, EngineUnavailable, PodGone, Problem, SandgateError
+from app.errors import Conflict, EngineError, EngineUnavailable, PodGone, SandgateError
 from app.packages import PackageStore
 from app.sandboxes.directory import Directory
+from app.sandboxes.expiry import Expiry
 from app.sandboxes.failures import death, engine_problem, sandbox_not_found, start_problem
 from app.sandboxes.gateway_requests import GatewayRequests
 from app.sandboxes.gateway_setup import GatewaySetup
@@ -40,8 +41,6 @@ from app.sandboxes.tool_memory import ToolMemory
 from app.sandboxes.warm_pool import PoolPlan, PoolStatus, WarmPlans, WarmPool
 
 _PREPARE_INTERVAL_S = 300.0
-_LONGEST_SLEEP_S = 30.0
-_PAUSE_RETRY_S = 5.0
 _ADOPT_WAIT_S = 5.0
 _SERVERS_WAIT_S = 60.0
 _WORKSPACE = "workspace"
@@ -90,12 +89,7 @@ class Reconciler:
         self._tasks: asyncio.TaskGroup
         self._swept = asyncio.Event()
         """The first sweep is over, well or not."""
-        self._expiry_moved = asyncio.Event()
-        self._next_expiry: datetime | None = None
-        """When the expiry task wakes up by itself; None if it knows of nothing to wake up for."""
         self._stopping: set[str] = set()
-        self._pausing: set[str] = set()
-        """Sandboxes whose time is over and which are to be paused, not ended."""
         self._unenforced: set[str] = set()
         """Sandboxes whose rules are recorded and could not be put in force."""
         self._moves = Moves(self._spawn)
@@ -123,6 +117,9 @@ class Reconciler:
         self._requests = GatewayRequests(
             setup=self._setup, gateways=gateways, directory=directory, catalog=catalog, spawn=self._spawn
         )
+        self._expiry = Expiry(
+            store=store, journal=journal, now=now, pause=self.pause, stop_soon=self.stop_soon, spawn=self._spawn
+        )
         self._warm_pool = WarmPool(
             warm,
             store=store,
@@ -142,7 +139,7 @@ class Reconciler:
         await self._store.abandon_moves()
         async with asyncio.TaskGroup() as self._tasks:
             self._spawn(self._adopt_and_sweep(), "sweep")
-            self._spawn(self._expire(), "expire")
+            self._spawn(self._expiry.run(), "expire")
             self._spawn(self._setup.make_all_searchable(), "make remembered tools searchable")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_ADOPT_WAIT_S):
@@ -268,8 +265,11 @@ class Reconciler:
         self._directory.put(live)
         if live.address is not None:
             self._requests.watch(live)
-            if self._next_expiry is None or live.sandbox.ends_at < self._next_expiry:
-                self.expiry_moved()
+            self._expiry.ends_at(live.sandbox.ends_at)
+
+    def expiry_moved(self) -> None:
+        """A sandbox may end earlier than was known."""
+        self._expiry.moved()
 
     # -- pausing and resuming ---------------------------------------------------------------------------------------
 
@@ -474,59 +474,6 @@ class Reconciler:
         for image in await self._store.unused_fork_images():
             if await self._engine.remove_image(image):
                 await self._store.forget_fork_image(image)
-
-    # -- expiring ---------------------------------------------------------------------------------------------------
-
-    def expiry_moved(self) -> None:
-        """A sandbox may end earlier than was known."""
-        self._expiry_moved.set()
-
-    async def _expire(self) -> None:
-        while True:
-            try:
-                await self._expire_due()
-            except Exception:  # noqa: BLE001 - as for the sweep
-                _log.exception("expiry_failed")
-                await asyncio.sleep(1.0)
-
-    async def _expire_due(self) -> None:
-        """Pause or end what is due, then sleep until the next one is."""
-        self._expiry_moved.clear()
-        for sandbox_id in await self._store.expired(self._now()):
-            # From its row, because it may not have been adopted yet.
-            sandbox = await self._store.find(sandbox_id)
-            if sandbox is None:
-                continue
-            if sandbox.lifecycle.on_timeout == "kill":
-                self._journal.record(sandbox_id, "Its time is over.")
-                _log.info("sandbox_expired", sandbox_id=sandbox_id)
-                await self._store.ask_to_stop(sandbox_id)
-                self.stop_soon(sandbox_id)
-            elif sandbox_id not in self._pausing:
-                self._pausing.add(sandbox_id)
-                mode = sandbox.lifecycle.pause_mode
-                self._spawn(self._pause_expired(sandbox_id, mode), f"pause {sandbox_id}")
-        self._next_expiry = await self._store.next_expiry()
-        sleep_s = _LONGEST_SLEEP_S
-        if self._next_expiry is not None:
-            sleep_s = (self._next_expiry - self._now()).total_seconds()
-        if self._pausing:
-            sleep_s = max(sleep_s, _PAUSE_RETRY_S)  # they are due already; the end of a pause wakes this up
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(max(sleep_s, 0.0), _LONGEST_SLEEP_S)):
-                await self._expiry_moved.wait()
-
-    async def _pause_expired(self, sandbox_id: str, mode: PauseMode) -> None:
-        try:
-            await self.pause(sandbox_id, mode)
-        except Conflict:
-            pass  # it was stopped or paused meanwhile
-        except Problem as problem:
-            _log.warning("automatic_pause_failed", sandbox_id=sandbox_id, reason=problem.message)
-            await asyncio.sleep(_PAUSE_RETRY_S)
-        finally:
-            self._pausing.discard(sandbox_id)
-            self.expiry_moved()
 
     # -- adopting and sweeping --------------------------------------------------------------------------------------
 

@@ -1,0 +1,103 @@
+"""Ends or pauses sandboxes when their time is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from app.errors import Conflict, Problem
+from app.sandboxes.journal import Journal
+from app.sandboxes.models import PauseMode
+from app.sandboxes.store import Store
+
+_LONGEST_SLEEP_S = 30.0
+_PAUSE_RETRY_S = 5.0
+_AFTER_A_FAILURE_S = 1.0
+
+_log = structlog.get_logger()
+
+
+class Expiry:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        journal: Journal,
+        now: Callable[[], datetime],
+        pause: Callable[[str, PauseMode], Awaitable[None]],
+        stop_soon: Callable[[str], None],
+        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+    ) -> None:
+        """`pause` and `stop_soon` are the reconciler's verbs."""
+        self._store = store
+        self._journal = journal
+        self._now = now
+        self._pause = pause
+        self._stop_soon = stop_soon
+        self._spawn = spawn
+        self._moved = asyncio.Event()
+        self._next: datetime | None = None
+        """When this wakes up by itself; None if it knows of nothing to wake up for."""
+        self._pausing: set[str] = set()
+
+    def moved(self) -> None:
+        """A sandbox may end earlier than was known."""
+        self._moved.set()
+
+    def ends_at(self, moment: datetime) -> None:
+        """A sandbox that was taken up ends then."""
+        if self._next is None or moment < self._next:
+            self.moved()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            try:
+                await self._settle_due()
+                await self._sleep()
+            except Exception:  # noqa: BLE001 - a database that is away for a while must not end this
+                _log.exception("expiry_failed")
+                await asyncio.sleep(_AFTER_A_FAILURE_S)
+
+    async def _settle_due(self) -> None:
+        self._moved.clear()
+        for sandbox_id in await self._store.expired(self._now()):
+            # From its row, because it may not have been adopted yet.
+            sandbox = await self._store.find(sandbox_id)
+            if sandbox is None:
+                continue
+            if sandbox.lifecycle.on_timeout == "kill":
+                self._journal.record(sandbox_id, "Its time is over.")
+                _log.info("sandbox_expired", sandbox_id=sandbox_id)
+                await self._store.ask_to_stop(sandbox_id)
+                self._stop_soon(sandbox_id)
+            elif sandbox_id not in self._pausing:
+                self._pausing.add(sandbox_id)
+                self._spawn(self._pause_one(sandbox_id, sandbox.lifecycle.pause_mode), f"pause {sandbox_id}")
+        self._next = await self._store.next_expiry()
+
+    async def _sleep(self) -> None:
+        """Until the next sandbox's time is over."""
+        sleep_s = _LONGEST_SLEEP_S if self._next is None else (self._next - self._now()).total_seconds()
+        if self._pausing:
+            sleep_s = max(sleep_s, _PAUSE_RETRY_S)  # they are due already; the end of a pause wakes this up
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(max(sleep_s, 0.0), _LONGEST_SLEEP_S)):
+                await self._moved.wait()
+
+    async def _pause_one(self, sandbox_id: str, mode: PauseMode) -> None:
+        try:
+            await self._pause(sandbox_id, mode)
+        except Conflict:
+            pass  # it was stopped or paused meanwhile
+        except Problem as problem:
+            _log.warning("automatic_pause_failed", sandbox_id=sandbox_id, reason=problem.message)
+            await asyncio.sleep(_PAUSE_RETRY_S)
+        finally:
+            self._pausing.discard(sandbox_id)
+            self.moved()
