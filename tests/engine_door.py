@@ -20,7 +20,7 @@ class Door:
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        self._server = await asyncio.start_unix_server(self._pass, self._path)
+        self._server = await asyncio.start_unix_server(self._connected, self._path)
 
     async def shut(self) -> None:
         if self._server is not None:
@@ -33,20 +33,23 @@ class Door:
             await asyncio.wait(passing)
         self._path.unlink(missing_ok=True)
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
+    async def _admit(self) -> None:
+        """Returns when a new connection may pass: at once, here."""
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._pass(reader, writer))
         self._passing.add(task)
         task.add_done_callback(self._passing.discard)
+        task.add_done_callback(lambda _: writer.close())  # also where it was cancelled before its first step
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._admit()
         engine_reader, engine_writer = await _open_engine()
         try:
             async with asyncio.TaskGroup() as both_ways:
                 both_ways.create_task(_copy(reader, engine_writer))
                 both_ways.create_task(_copy(engine_reader, writer))
-        except asyncio.CancelledError:
-            return
         finally:
-            writer.close()
             engine_writer.close()
 
 

@@ -37,7 +37,6 @@ class UnreliableDoor(Door):
                 self._chance.choice(list(self._passing)).cancel()
                 self.cuts += 1
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _admit(self) -> None:
         if self._is_troubled and self._chance.random() < 0.2:
             await asyncio.sleep(self._chance.uniform(0.1, 2.0))
-        await super()._pass(reader, writer)
