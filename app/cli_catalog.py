@@ -21,6 +21,8 @@ from app.database import Database
 from app.errors import NotFound
 from app.ids_and_time import utc_now
 from app.main import make_catalog
+from app.sandboxes.tool_memory import ToolMemory
+from app.sandboxes.tool_search import ToolSearch
 from app.settings import read_settings
 from app.terminal import console, out, with_database
 
@@ -36,7 +38,7 @@ SourceName = Annotated[str, typer.Argument(help="From `sandgate catalog list-sou
 @catalog.command("list")
 def list_catalog() -> None:
     """Show the MCP servers that can be named in `mcp`."""
-    _print_servers(_whole_catalog())
+    _print_servers(with_database(load_catalog))
 
 
 @catalog.command("search")
@@ -44,7 +46,13 @@ def search_catalog(
     words: Annotated[list[str], typer.Argument(help="Each also matches as the beginning of one.")],
 ) -> None:
     """Show the MCP servers that match, the best first."""
-    found = _whole_catalog().search(" ".join(words))
+
+    async def search(database: Database) -> list[ServerDefinition]:
+        loaded = await load_catalog(database)
+        await ToolSearch(ToolMemory(database, now=utc_now), loaded).load()
+        return loaded.search(" ".join(words))
+
+    found = with_database(search)
     if not found:
         console.print("Nothing matches. Fewer or other words may; `sandgate catalog list` shows all.")
         raise typer.Exit(1)
@@ -54,7 +62,7 @@ def search_catalog(
 @catalog.command("show")
 def show_server(key: Annotated[str, typer.Argument(help="Key, alias or catalog name.")]) -> None:
     """Show everything the catalog knows of one server, as JSON."""
-    loaded = _whole_catalog()
+    loaded = with_database(load_catalog)
     entry = loaded.entry(key)
     if entry is None:
         nearest = ", ".join(loaded.nearest_few(key))
@@ -129,27 +137,19 @@ def remove_source(name: SourceName) -> None:
 
 
 def _with_importer(work: Callable[[CatalogImporter], Awaitable[T]]) -> T:
-    return _with_both(lambda _, importer: work(importer))
-
-
-def _whole_catalog() -> Catalog:
-    """With everything that was imported."""
-
-    async def loaded(catalog: Catalog, _: CatalogImporter) -> Catalog:
-        return catalog
-
-    return _with_both(loaded)
-
-
-def _with_both(work: Callable[[Catalog, CatalogImporter], Awaitable[T]]) -> T:
-    loaded = make_catalog(read_settings())
-
     async def run(database: Database) -> T:
-        importer = CatalogImporter(loaded, SourceStore(database), now=utc_now)
+        importer = CatalogImporter(make_catalog(read_settings()), SourceStore(database), now=utc_now)
         await importer.reload()
-        return await work(loaded, importer)
+        return await work(importer)
 
     return with_database(run)
+
+
+async def load_catalog(database: Database) -> Catalog:
+    """With everything that was imported."""
+    loaded = make_catalog(read_settings())
+    await CatalogImporter(loaded, SourceStore(database), now=utc_now).reload()
+    return loaded
 
 
 def _print_servers(definitions: Iterable[ServerDefinition]) -> None:

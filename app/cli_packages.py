@@ -13,25 +13,31 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.catalog import Catalog, ServerDefinition
+from app.catalog import Catalog, OptionError, ServerDefinition
 from app.catalog.merging import Entry
-from app.cli_catalog import catalog
+from app.catalog.rehearsals import rehearsals_of
+from app.cli_catalog import catalog, load_catalog
+from app.database import Database
 from app.engines.interface import Engine
 from app.engines.jobs import Report
 from app.errors import NotFound, SandgateError
+from app.home import trials_locked
+from app.ids_and_time import utc_now
 from app.job_display import JobDisplay
-from app.main import make_blueprint, make_catalog, make_engine, make_packages, sandbox_images
+from app.main import make_blueprint, make_engine, make_packages, sandbox_images
 from app.packages import PackageLocks, PackageStore
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
+from app.sandboxes.rehearsed_lists import RehearsedLists
 from app.settings import ROOT, Settings, read_settings
-from app.terminal import console, out
+from app.terminal import console, opened_database, out
 from app.verification import Results, Verification, Verifier, make_page
 
 __all__ = ["catalog"]
 
 FIRST_SERVERS = ("time", "fetch", "git")
 """The MCP servers that the first lines to paste name."""
-_AT_ONCE = 3
+_INSTALLED_AT_ONCE = 3
+_TRIED_AT_ONCE = 2
 
 Keys = Annotated[list[str] | None, typer.Argument(help="Keys, aliases or catalog names.", show_default=False)]
 AtOnce = Annotated[int, typer.Option("--jobs", min=1, max=16, help="How many at the same time.")]
@@ -47,40 +53,90 @@ class _Tools:
 def install(
     keys: Keys = None,
     every: Annotated[bool, typer.Option("--all", help="Every package server of the catalog.")] = False,
-    jobs: AtOnce = _AT_ONCE,
+    verified: Annotated[
+        bool, typer.Option("--verified", help="Every package server that was seen to work; see docs/catalog.md.")
+    ] = False,
+    jobs: AtOnce = _INSTALLED_AT_ONCE,
+    rehearse: Annotated[
+        bool, typer.Option(help="Also start each once, so that sandboxes list its tools before they have started it.")
+    ] = True,
 ) -> None:
-    """Install the packages of servers, so that the first sandbox with them need not wait."""
+    """Install the packages of servers and see what they list, so that the first sandbox with them need not wait."""
     settings = read_settings()
-    wanted = _package_servers(make_catalog(settings), keys, every=every)
 
     async def run() -> list[str]:
-        async with _tools(settings) as tools:
-            return await _install_all(tools.packages, wanted, at_once=jobs)
+        async with opened_database(settings) as database:
+            loaded = await load_catalog(database)
+            wanted = _package_servers(loaded, keys, every=every or verified)
+            if verified and not every:
+                wanted = [entry for entry in wanted if entry.definition.verified]
+            failures = await _install_all(settings, wanted, at_once=jobs)
+            if rehearse:
+                await _rehearse_all(settings, database, loaded, wanted, at_once=min(jobs, _TRIED_AT_ONCE))
+            return failures
 
     _exit_with(asyncio.run(run()))
 
 
 def install_first_servers(settings: Settings) -> None:
     """Install what the lines that a start prints ask for. What fails is told, and tried again at its first use."""
-    wanted = _package_servers(make_catalog(settings), FIRST_SERVERS, every=False)
 
     async def run() -> list[str]:
-        async with _tools(settings) as tools:
-            return await _install_all(tools.packages, wanted, at_once=_AT_ONCE)
+        async with opened_database(settings) as database:
+            loaded = await load_catalog(database)
+            wanted = _package_servers(loaded, FIRST_SERVERS, every=False)
+            failures = await _install_all(settings, wanted, at_once=_INSTALLED_AT_ONCE)
+            await _rehearse_all(settings, database, loaded, wanted, at_once=_TRIED_AT_ONCE)
+            return failures
 
     for failure in asyncio.run(run()):
         console.print(f"[yellow]{escape(failure)}[/]")
 
 
-async def _install_all(packages: PackageStore, wanted: Sequence[Entry], *, at_once: int) -> list[str]:
-    async def one(definition: ServerDefinition, report: Report) -> str:
-        assert definition.package is not None
-        if await packages.is_installed(definition.package):
-            return "is installed"
-        await packages.ensure(definition.key, definition.package, report)
-        return "installed"
+async def _install_all(settings: Settings, wanted: Sequence[Entry], *, at_once: int) -> list[str]:
+    async with _tools(settings) as tools:
 
-    return await _each([entry.definition for entry in wanted], one, at_once=at_once)
+        async def one(definition: ServerDefinition, report: Report) -> str:
+            assert definition.package is not None
+            if await tools.packages.is_installed(definition.package):
+                return "is installed"
+            await tools.packages.ensure(definition.key, definition.package, report)
+            return "installed"
+
+        return await _each([entry.definition for entry in wanted], one, at_once=at_once)
+
+
+async def _rehearse_all(
+    settings: Settings, database: Database, loaded: Catalog, wanted: Iterable[Entry], *, at_once: int
+) -> None:
+    """See what those list of which it is not known. What fails is said: a sandbox may have better credentials."""
+    rehearsed = RehearsedLists(database, now=utc_now)
+    unknown = [entry.definition for entry in wanted if not await _is_rehearsed(entry.definition, rehearsed)]
+    if not unknown:
+        return
+    console.print("Looking what they list, with made-up credentials and without internet …")
+    try:
+        async with _verifier(settings, loaded) as verifier:
+
+            async def one(definition: ServerDefinition, report: Report) -> str:
+                trial = await verifier.verify(definition, report)
+                await rehearsed.keep(definition.name, trial.rehearsed)
+                if trial.verification.state == "verified":
+                    return f"lists {trial.verification.tools} tools"
+                return f"[yellow]is listed once a sandbox has started it:[/] {_reason(trial.verification)}"
+
+            failures = await _each(unknown, one, at_once=at_once)
+    except SandgateError as error:
+        failures = [str(error)]
+    for failure in failures:
+        console.print(f"[yellow]{escape(failure)}[/]")
+
+
+async def _is_rehearsed(definition: ServerDefinition, rehearsed: RehearsedLists) -> bool:
+    try:
+        return await rehearsed.has(rehearsals_of(definition))
+    except OptionError:
+        return False  # trying it tells why
 
 
 @catalog.command("lock")
@@ -90,16 +146,17 @@ def lock(keys: Keys = None) -> None:
     For shipped servers that is in this checkout, for your own in SANDGATE_HOME.
     """
     settings = read_settings()
-    wanted = _package_servers(make_catalog(settings), keys, every=False)
 
     async def run() -> list[str]:
+        async with opened_database(settings) as database:
+            wanted = _package_servers(await load_catalog(database), keys, every=False)
         async with _tools(settings) as tools:
             origins = {entry.definition.name: entry for entry in wanted}
 
             async def one(definition: ServerDefinition, report: Report) -> str:
                 return await _lock(tools.packages, origins[definition.name], report)
 
-            return await _each([entry.definition for entry in wanted], one, at_once=_AT_ONCE)
+            return await _each([entry.definition for entry in wanted], one, at_once=_INSTALLED_AT_ONCE)
 
     _exit_with(asyncio.run(run()))
 
@@ -107,7 +164,7 @@ def lock(keys: Keys = None) -> None:
 @catalog.command("verify")
 def verify(
     keys: Keys = None,
-    jobs: AtOnce = 2,
+    jobs: AtOnce = _TRIED_AT_ONCE,
     results_file: Annotated[
         Path | None, typer.Option("--results", help="Where results are kept; default is in SANDGATE_HOME.")
     ] = None,
@@ -115,22 +172,50 @@ def verify(
 ) -> None:
     """Start package servers in pods without internet, with made-up credentials, and note what they list and take.
 
-    Without keys: those whose current version has no result yet, so that a run that was cut short goes on.
+    Without keys: those whose current version has no result yet, so that a run that was cut short goes on. What they
+    list is known to all sandboxes from then on.
     """
     settings = read_settings()
-    loaded = make_catalog(settings)
     try:
         results = Results(results_file or settings.home / "catalog" / "verified.json")
     except (OSError, ValueError, TypeError) as error:
         raise SandgateError(f"The results cannot be read: {error}") from error
-    wanted = [entry.definition for entry in _package_servers(loaded, keys, every=not keys)]
-    if not keys:
-        wanted = [definition for definition in wanted if results.of(definition) is None]
 
-    async def run() -> None:
-        # An installation of its own: a server that runs would take these pods for leftovers of its own.
+    async def run() -> Catalog:
+        async with opened_database(settings) as database:
+            loaded = await load_catalog(database)
+            wanted = [entry.definition for entry in _package_servers(loaded, keys, every=not keys)]
+            if not keys:
+                wanted = [definition for definition in wanted if results.of(definition) is None]
+            rehearsed = RehearsedLists(database, now=utc_now)
+            if wanted:
+                async with _verifier(settings, loaded) as verifier:
+
+                    async def one(definition: ServerDefinition, report: Report) -> str:
+                        trial = await verifier.verify(definition, report)
+                        results.put(definition, trial.verification)
+                        await rehearsed.keep(definition.name, trial.rehearsed)
+                        return _outcome(trial.verification)
+
+                    for failure in await _each(wanted, one, at_once=jobs):
+                        console.print(f"[red]{escape(failure)}[/]")
+            return loaded
+
+    loaded = asyncio.run(run())
+    if page is not None:
+        page.write_text(make_page(loaded, results))
+    found = [results.of(entry.definition) for entry in _package_servers(loaded, None, every=True)]
+    verified = sum(result is not None and result.state == "verified" for result in found)
+    out.print(f"{verified} of {len(found)} package servers are verified.")
+
+
+@asynccontextmanager
+async def _verifier(settings: Settings, loaded: Catalog) -> AsyncIterator[Verifier]:
+    """Raises: HomeError if another process has one."""
+    # An installation of its own: a server that runs would take these pods for leftovers of its own.
+    with trials_locked(settings.home):
         async with _tools(settings, suffix="-verify") as tools, make_http_client() as http:
-            verifier = Verifier(
+            yield Verifier(
                 engine=tools.engine,
                 agents=AgentClient(http),
                 gateways=GatewayClient(http),
@@ -140,21 +225,6 @@ def verify(
                 blueprint=make_blueprint(settings, sandbox_images(settings)),
                 recorder=ROOT / "sandbox_images" / "recorder" / "record_egress.py",
             )
-
-            async def one(definition: ServerDefinition, report: Report) -> str:
-                verification = await verifier.verify(definition, report)
-                results.put(definition, verification)
-                return _outcome(verification)
-
-            await _each(wanted, one, at_once=jobs)
-
-    if wanted:
-        asyncio.run(run())
-    if page is not None:
-        page.write_text(make_page(loaded, results))
-    found = [results.of(entry.definition) for entry in _package_servers(loaded, None, every=True)]
-    verified = sum(result is not None and result.state == "verified" for result in found)
-    out.print(f"{verified} of {len(found)} package servers are verified.")
 
 
 @asynccontextmanager
@@ -244,8 +314,12 @@ async def _lock(packages: PackageStore, entry: Entry, report: Report) -> str:
 def _outcome(verification: Verification) -> str:
     if verification.state == "verified":
         return f"[green]verified[/] {verification.tools} tools, {verification.start_s} s"
+    return f"[yellow]{verification.state}[/] {_reason(verification)}"
+
+
+def _reason(verification: Verification) -> str:
     lines = (verification.message or "").splitlines()
-    return f"[yellow]{verification.state}[/] {escape(lines[0] if lines else '')}"
+    return escape(lines[0] if lines else "")
 
 
 def _exit_with(failures: Sequence[str]) -> None:

@@ -38,17 +38,33 @@ def write_file(file: Path, content: bytes) -> None:
 
 @contextmanager
 def home_locked(home: Path) -> Iterator[None]:
-    """Make the home and hold it for this process; the lock goes with the process, however that ends.
+    """Make the home and hold it for this process, which is going to serve it. Raises: HomeError."""
+    make_home(home)
+    with _held(home / "lock", f"A Sandgate is running with {home}. Stop it first, or set SANDGATE_HOME."):
+        yield
+
+
+@contextmanager
+def trials_locked(home: Path) -> Iterator[None]:
+    """Let nobody else try servers with this home: their pods are all swept when one of them is done.
 
     Raises: HomeError.
     """
     make_home(home)
-    lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    what = "`sandgate catalog install` or `sandgate catalog verify`"
+    with _held(home / "trials-lock", f"Another {what} is trying servers with {home}. Try again when it is done."):
+        yield
+
+
+@contextmanager
+def _held(file: Path, refusal: str) -> Iterator[None]:
+    """The lock goes with the process, however that ends."""
+    lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise HomeError(f"A Sandgate is running with {home}. Stop it first, or set SANDGATE_HOME.") from None
+            raise HomeError(refusal) from None
         yield
     finally:
         os.close(lock)

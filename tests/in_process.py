@@ -68,6 +68,7 @@ class ControlPlane:
     catalog_importer: CatalogImporter
     templates: TemplateService
     journal: Journal
+    memory: ToolMemory
     team_id: str
 
 
@@ -133,6 +134,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         async with httpx.AsyncClient(transport=pods) as http:
             gateways = GatewayClient(http)
             journal = Journal(database, now=clock)
+            memory = ToolMemory(database, now=clock)
             templates = make_template_service(
                 database, engine or shared_engine, tmp_path, now=clock, in_use=store.template_in_use
             )
@@ -150,7 +152,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 engine=engine or shared_engine,
                 agents=AgentClient(http),
                 gateways=gateways,
-                memory=ToolMemory(database, now=clock),
+                memory=memory,
                 journal=journal,
                 packages=PackageStore(
                     engine or shared_engine,
@@ -191,6 +193,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                         catalog_importer=CatalogImporter(catalog, SourceStore(database), now=clock),
                         templates=templates,
                         journal=journal,
+                        memory=memory,
                         team_id=team.id,
                     )
             finally:

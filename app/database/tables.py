@@ -257,3 +257,15 @@ remembered_lists = Table(
 )
 """What an MCP server listed when it was last started: `lists` is the gateway's answer as it came, JSON. By team,
 because it may depend on whose credentials the server has; `fingerprint` is the catalog's (`list_fingerprint`)."""
+
+rehearsed_lists = Table(
+    "rehearsed_lists",
+    metadata,
+    Column("fingerprint", String(64), primary_key=True),
+    Column("server", String(128), nullable=False, index=True),
+    Column("digest", String(80), nullable=False),
+    Column("lists", Text, nullable=False),
+    Column("seen_at", Moment, nullable=False),
+)
+"""What a server of the catalog listed when it was tried with made-up options, for any team. `fingerprint` is that of
+`app.catalog.rehearsals`, `server` the catalog name; each trial of a server replaces what the last one showed."""

@@ -17,13 +17,15 @@ from app.sandboxes.failures import raise_for, raise_unless_up
 from app.sandboxes.gateway_plan import GatewayPlan
 from app.sandboxes.image_pulls import ImagePulls
 from app.sandboxes.models import LiveSandbox, McpOptions, PodRecord, Sandbox, ServerStatus
-from app.sandboxes.planning import Blueprint, make_gateway_config, plan_gateway
+from app.sandboxes.planning import Blueprint, find_rehearsals, make_gateway_config, plan_gateway
 from app.sandboxes.pod_clients import GatewayClient, PodUnreachableError
 from app.sandboxes.server_containers import STDIO_BRIDGE, with_bridge
+from app.sandboxes.server_lists import Lists
 from app.sandboxes.server_preparation import prepare_servers
 from app.sandboxes.servers_aside import ServersAside
 from app.sandboxes.store import Store
-from app.sandboxes.tool_memory import Lists, ToolMemory, tools_in
+from app.sandboxes.tool_memory import ToolMemory
+from app.sandboxes.tool_search import ToolSearch
 
 _START_WAIT_S = 120.0
 """The gateway itself gives up on a server after its own start time-out, well before this."""
@@ -54,6 +56,7 @@ class GatewaySetup:
         self._directory = directory
         self._catalog = catalog
         self._blueprint = blueprint
+        self._search = ToolSearch(memory, catalog)
         self._aside = ServersAside()
         self._stdio_bridge: bytes | None = None
 
@@ -102,16 +105,24 @@ class GatewaySetup:
     async def configure(self, sandbox: Sandbox, pod: PodRecord, address: str) -> None:
         """Hand the gateway its configuration, as soon as it listens; the caller bounds the wait."""
         plan = _plan_of(sandbox)
-        recalled = await self._memory.recall(sandbox.team_id, plan.fingerprints.values())
-        remembered = {
-            server: orjson.Fragment(recalled[fingerprint].content)
-            for server, fingerprint in plan.fingerprints.items()
-            if fingerprint in recalled
-        }
+        recalled = await self._recall(sandbox, plan)
+        remembered = {server: orjson.Fragment(lists.content) for server, lists in recalled.items()}
         config = make_gateway_config(
             plan, sandbox.secrets.mcp_options, pod, sandbox.secrets.mcp_tokens, remembered=remembered
         )
         await self._gateways.configure(address, pod.secrets.gateway_token, config)
+
+    async def _recall(self, sandbox: Sandbox, plan: GatewayPlan) -> dict[str, Lists]:
+        """By server key, what it is going to list: as it did for this team, or when it was tried beforehand."""
+        known = await self._memory.recall(sandbox.team_id, plan.fingerprints.values())
+        lists = {server: known[one] for server, one in plan.fingerprints.items() if one in known}
+        secrets = sandbox.secrets
+        if alike := find_rehearsals(plan, secrets.mcp, secrets.mcp_options, self._catalog, besides=lists):
+            rehearsed = await self._memory.rehearsed.find(one for some in alike.values() for one in some)
+            for server, fingerprints in alike.items():
+                if best := [rehearsed[one] for one in fingerprints if one in rehearsed]:
+                    lists[server] = best[0]
+        return lists
 
     async def attach(self, sandbox: Sandbox, pod: PodRecord, address: str) -> Sandbox:
         """Add the containers of image servers to the running pod; gives the sandbox with those that it has.
@@ -181,19 +192,14 @@ class GatewaySetup:
                     content = await self._gateways.lists(address, token, server.name)
                     lists = Lists(server.digest, content)
                     await self._memory.remember(sandbox.team_id, fingerprint, server.name, lists)
-                    self._make_searchable(server.name, content)
+                    self._search.put(server.name, content)
         except PodUnreachableError as error:
             # It was killed or paused meanwhile. The next sandbox with these servers teaches the same.
             _log.info("lists_not_learned", sandbox_id=sandbox.id, reason=str(error))
 
     async def make_all_searchable(self) -> None:
-        """Let the catalog's search find servers by the tools that are remembered from before."""
-        async for server, content in self._memory.all():
-            self._make_searchable(server, content)
-
-    def _make_searchable(self, server: str, content: bytes) -> None:
-        if (definition := self._catalog.find(server)) is not None:
-            self._catalog.remember_tools(definition.key, tools_in(content))
+        """Let the catalog's search find servers by the tools that are remembered, now and later; until cancelled."""
+        await self._search.keep()
 
     # -- changing it ------------------------------------------------------------------------------------------------
 

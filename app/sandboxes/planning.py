@@ -29,6 +29,7 @@ from app.catalog import (
     render_custom,
     render_inline,
 )
+from app.catalog.rehearsals import rehearsed_fingerprints
 from app.engines.interface import ContainerSpec, EgressRules, File, Limits, PodSpec, VolumeMount
 from app.errors import InvalidRequest
 from app.packages import STORE_MOUNT
@@ -199,6 +200,24 @@ def plan_gateway(
         packages=packages,
         sockets=sockets if earlier is not None else max(SOCKETS, len(image_servers)),
     )
+
+
+def find_rehearsals(
+    plan: GatewayPlan,
+    mcp: Mapping[str, Mapping[str, Any]],
+    options: McpOptions,
+    catalog: Catalog,
+    *,
+    besides: Collection[str],
+) -> dict[str, list[str]]:
+    """Server key -> fingerprints of rehearsals that list what it will list, of the plan's servers but for `besides`."""
+    found = {}
+    for key in plan.fingerprints.keys() - besides:
+        definition = catalog.find(key)
+        # What the plan was made from counts, and the catalog may say something else by now.
+        if definition is not None and plan.fingerprints[key] == _fingerprint(key, mcp.get(key, {}), options, catalog):
+            found[key] = rehearsed_fingerprints(definition, mcp.get(key, {}), placement=options.placement.get(key))
+    return found
 
 
 def check_known(keys: Iterable[str], catalog: Catalog) -> None:

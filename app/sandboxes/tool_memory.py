@@ -4,47 +4,28 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import orjson
 from sqlalchemy import delete, insert, select
 
-from app.catalog.search import Tool
 from app.database import Database
 from app.database.tables import remembered_lists
+from app.sandboxes.rehearsed_lists import RehearsedLists
+from app.sandboxes.server_lists import LARGEST, Lists
 
 _KEEP = timedelta(days=30)
 _MOST_IN_MEMORY = 256
-_LARGEST = 4 * 1024 * 1024
-"""Bytes of one server's lists. What is larger is listed by the server itself each time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lists:
-    """What a server listed, as the gateway answered it."""
-
-    digest: str
-    content: bytes
-    """JSON; docs/ARCHITECTURE.md, section 6.4, `GET /lists`."""
-
-
-def tools_in(content: bytes) -> list[Tool]:
-    """The tools of `Lists.content`, for search."""
-    return [
-        Tool(tool["name"], str(tool.get("description") or ""))
-        for tool in orjson.loads(content).get("tools", ())
-        if isinstance(tool.get("name"), str)
-    ]
 
 
 class ToolMemory:
-    """In the database for good, and the lists used last in memory."""
+    """By team, in the database for good, and the lists used last in memory."""
 
     def __init__(self, database: Database, *, now: Callable[[], datetime]) -> None:
         self._database = database
         self._now = now
         self._recent: OrderedDict[tuple[str, str], Lists] = OrderedDict()
+        self.rehearsed = RehearsedLists(database, now=now)
+        """What stands in for what a team's own sandboxes have not shown yet."""
 
     async def recall(self, team_id: str, fingerprints: Iterable[str]) -> Mapping[str, Lists]:
         """By fingerprint, what is remembered of those given."""
@@ -79,7 +60,7 @@ class ToolMemory:
 
     async def remember(self, team_id: str, fingerprint: str, server: str, lists: Lists) -> None:
         """In place of what was remembered before. `server` is its name, for people who look into the table."""
-        if len(lists.content) > _LARGEST:
+        if len(lists.content) > LARGEST:
             return
         now = self._now()
         table = remembered_lists

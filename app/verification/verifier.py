@@ -1,5 +1,8 @@
 """Tries one server: installs its package, starts it in a pod without internet, lists its tools, and notes what it took.
 
+It is started once with all that can be made up and, where that is something else, with no more than must be given: what
+it lists then is what a sandbox with such options lists, and can be told to one before it has started a server itself.
+
 The pod is that of a sandbox: the same plan, images, limits and doors. Added is one container that stands in for the
 internet and records what the server asks of it, so that no service hears of made-up credentials.
 """
@@ -18,6 +21,7 @@ import tenacity
 
 from app.catalog import Catalog, OptionError, ServerDefinition
 from app.catalog.package import Package
+from app.catalog.rehearsals import Rehearsal, rehearsals_of
 from app.engines.interface import ContainerSpec, Engine, File, Limits
 from app.engines.jobs import Report
 from app.errors import EngineError, InvalidRequest
@@ -28,10 +32,10 @@ from app.sandboxes.network_rules import NetworkRules
 from app.sandboxes.planning import Blueprint, SandboxPlan, make_gateway_config, make_pod_spec, plan_sandbox
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, PodUnreachableError
 from app.sandboxes.pod_starter import new_pod
+from app.sandboxes.server_lists import Lists
 from app.templates import GATEWAY_TEMPLATE, built_in_template
 from app.verification.processes import memory_mib
 from app.verification.results import State, Verification
-from app.verification.stand_ins import stand_in_options
 from app.verification.tool_list import ToolListError, list_tools
 
 _RECORDER_FILE = "/run/sandgate/record_egress.py"
@@ -55,8 +59,20 @@ _IS_MADE_WRONGLY = re.compile(r"\b(ModuleNotFound|Import|Attribute|Syntax|Name|T
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Trial:
-    plan: SandboxPlan
+class Trial:
+    """What came of trying a server."""
+
+    verification: Verification
+    rehearsed: tuple[tuple[Rehearsal, Lists | None], ...] = ()
+    """What it listed in each rehearsal; None where it listed no tool."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stage:
+    """The pod that a server is tried in, and how its gateway is set for each rehearsal."""
+
+    rehearsals: tuple[Rehearsal, ...]
+    plans: tuple[SandboxPlan, ...]
     pod: PodRecord
     token: str
 
@@ -84,7 +100,7 @@ class Verifier:
         self._blueprint = blueprint
         self._recorder = recorder
 
-    async def verify(self, definition: ServerDefinition, report: Report = lambda line: None) -> Verification:
+    async def verify(self, definition: ServerDefinition, report: Report = lambda line: None) -> Trial:
         """Try a package server. What is wrong with it is in the answer.
 
         Raises: EngineError for what is wrong with the engine, ValueError for a server that comes in no package.
@@ -92,63 +108,101 @@ class Verifier:
         package = definition.package
         if package is None:
             raise ValueError(f"{definition.key} comes in no package")
+
+        def ends(state: State, reason: str) -> Trial:
+            return Trial(verification=Verification(state=state, digest=package.digest, message=reason))
+
         try:
             await self._packages.ensure(definition.key, package, report)
         except PackageInstallError as error:
-            return Verification(state="not installed", digest=package.digest, message=str(error))
+            return ends("not installed", str(error))
         report("starting")
         try:
-            trial = self._plan(definition)
+            stage = self._plan(definition)
         except (InvalidRequest, OptionError) as error:
-            return Verification(state="broken", digest=package.digest, message=str(error))
+            return ends("broken", str(error))
         try:
-            async with asyncio.timeout(_UP_S + trial.plan.deadline_s + _LIST_S):
-                return await self._try(package, trial, report)
-        except (TimeoutError, PodUnreachableError, ToolListError, httpx.HTTPError) as error:
-            reason = str(error) or "was not up in time"
-            return Verification(state="broken", digest=package.digest, message=reason)
+            return await self._try(package, stage, report)
+        except (TimeoutError, PodUnreachableError) as error:
+            return ends("broken", str(error) or "the pod it was to be tried in was not up in time")
         finally:
-            await self._engine.stop(trial.pod.id)
+            await self._engine.stop(stage.pod.id)
 
-    def _plan(self, definition: ServerDefinition) -> _Trial:
+    def _plan(self, definition: ServerDefinition) -> _Stage:
+        rehearsals = rehearsals_of(definition)
+        plans = [self._plan_of(definition, rehearsal) for rehearsal in rehearsals]
+        return _Stage(
+            rehearsals=rehearsals,
+            plans=tuple(plans),
+            pod=new_pod(sandbox_id=new_sandbox_id(), recipe=None),
+            token=new_token(),
+        )
+
+    def _plan_of(self, definition: ServerDefinition, rehearsal: Rehearsal) -> SandboxPlan:
         request = CreateSandbox(
             template=GATEWAY_TEMPLATE,
             timeout_s=0,
             network=NetworkRules(allow_internet_access=False),
-            mcp={definition.key: stand_in_options(definition)},
+            mcp={definition.key: rehearsal.options},
         )
-        plan = plan_sandbox(request, built_in_template(GATEWAY_TEMPLATE), self._catalog, self._blueprint)
-        return _Trial(plan=plan, pod=new_pod(sandbox_id=new_sandbox_id(), recipe=None), token=new_token())
+        return plan_sandbox(request, built_in_template(GATEWAY_TEMPLATE), self._catalog, self._blueprint)
 
-    async def _try(self, package: Package, trial: _Trial, report: Report) -> Verification:
-        loop = asyncio.get_running_loop()
-        address = await self._start(trial)
-        secrets = trial.pod.secrets
-        assert trial.plan.gateway is not None
-        config = make_gateway_config(trial.plan.gateway, McpOptions(), trial.pod, [trial.token])
-        began = loop.time()
-        await self._gateways.configure(address, secrets.gateway_token, config)
-        (status,) = await self._gateways.status(address, secrets.gateway_token, wait_s=120)
-        start_s = round(loop.time() - began, 2)
-        tools: list[str] = []
-        if status.state == "ready":
-            report("listing tools")
-            tools = await list_tools(self._http, f"http://{address}:{_MCP_PORT}/mcp", trial.token, timeout_s=_LIST_S)
+    async def _try(self, package: Package, stage: _Stage, report: Report) -> Trial:
+        address = await self._start(stage)
+        shown = [await self._rehearse(address, package, plan, stage, report) for plan in stage.plans]
+        hosts = _hosts(await self._engine.logs(stage.pod.id, "recorder", tail=_LOG_LINES))
+        # One that works with no more than it asks for is no worse for a made-up credential that it does not take.
+        best = next((seen for seen, _ in shown if seen.state == "verified"), shown[0][0])
+        rehearsed = zip(stage.rehearsals, (lists for _, lists in shown), strict=True)
+        return Trial(verification=replace(best, hosts=hosts), rehearsed=tuple(rehearsed))
+
+    async def _rehearse(
+        self, address: str, package: Package, plan: SandboxPlan, stage: _Stage, report: Report
+    ) -> tuple[Verification, Lists | None]:
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(plan.deadline_s + _LIST_S):
+                status = await self._set(address, plan, stage)
+                start_s = round(asyncio.get_running_loop().time() - began, 2)
+                report("listing tools")
+                lists, tools = await self._list(address, status, stage)
+        except (TimeoutError, PodUnreachableError, ToolListError, httpx.HTTPError) as error:
+            reason = str(error) or "was not up in time"
+            return Verification(state="broken", digest=package.digest, message=reason), None
         memory = await asyncio.to_thread(memory_mib, package.directory)
-        hosts = _hosts(await self._engine.logs(trial.pod.id, "recorder", tail=_LOG_LINES))
-        return Verification(
+        verification = Verification(
             state=_state_of(status, tools),
             digest=package.digest,
-            tools=len(tools),
+            tools=tools,
             start_s=start_s if status.state == "ready" else None,
             memory_mib=round(memory, 1) if memory is not None else None,
-            hosts=hosts,
             message=None if tools else _message(status),
         )
+        return verification, lists
 
-    async def _start(self, trial: _Trial) -> str:
+    async def _set(self, address: str, plan: SandboxPlan, stage: _Stage) -> ServerStatus:
+        """The server's state once it is up as `plan` says, or has failed."""
+        token = stage.pod.secrets.gateway_token
+        assert plan.gateway is not None
+        config = make_gateway_config(plan.gateway, McpOptions(), stage.pod, [stage.token])
+        await self._gateways.configure(address, token, config)
+        (status,) = await self._gateways.status(address, token, wait_s=120)
+        return status
+
+    async def _list(self, address: str, status: ServerStatus, stage: _Stage) -> tuple[Lists | None, int]:
+        """What a server that is ready listed itself, and how many tools a client sees."""
+        if status.state != "ready":
+            return None, 0
+        url = f"http://{address}:{_MCP_PORT}/mcp"
+        tools = await list_tools(self._http, url, stage.token, timeout_s=_LIST_S)
+        if not tools or status.digest is None:
+            return None, len(tools)
+        content = await self._gateways.lists(address, stage.pod.secrets.gateway_token, status.name)
+        return Lists(status.digest, content), len(tools)
+
+    async def _start(self, stage: _Stage) -> str:
         """The pod's address, once everything in it listens."""
-        spec = make_pod_spec(trial.plan, trial.pod)
+        spec = make_pod_spec(stage.plans[0], stage.pod)
         recorder = ContainerSpec(
             role="recorder",
             image=self._blueprint.gateway_image,
@@ -160,17 +214,17 @@ class Verifier:
         async with asyncio.timeout(_UP_S):
             started = await self._engine.start(replace(spec, containers=(*spec.containers, recorder)))
             if started.address is None:
-                raise EngineError(f"Pod {trial.pod.id} was started and has no address.")
+                raise EngineError(f"Pod {stage.pod.id} was started and has no address.")
             listening = tenacity.AsyncRetrying(
                 wait=tenacity.wait_fixed(_POLL_S), retry=tenacity.retry_if_result(lambda log: "ready" not in log)
             )
-            await listening(self._engine.logs, trial.pod.id, "recorder", tail=_LOG_LINES)
+            await listening(self._engine.logs, stage.pod.id, "recorder", tail=_LOG_LINES)
             body = {
-                "sandboxId": trial.pod.sandbox_id,
-                "accessToken": trial.token,
-                "stdioToken": trial.pod.secrets.stdio_token,
+                "sandboxId": stage.pod.sandbox_id,
+                "accessToken": stage.token,
+                "stdioToken": stage.pod.secrets.stdio_token,
             }
-            await self._agents.init(started.address, trial.pod.secrets.agent_token, body)
+            await self._agents.init(started.address, stage.pod.secrets.agent_token, body)
         return started.address
 
 
@@ -190,7 +244,7 @@ def _written(host: str, ports: Iterable[int]) -> list[str]:
     return [f"{host}:{port}" for port in sorted(ports)] or [host]
 
 
-def _state_of(status: ServerStatus, tools: list[str]) -> State:
+def _state_of(status: ServerStatus, tools: int) -> State:
     if status.state == "ready":
         return "verified" if tools else "needs its service"
     said = "\n".join([status.message or "", *status.stderr])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from app.catalog import ServerDefinition
+from app.catalog.definition import ServerDefinition
 from app.catalog.manifest_parts import ConfigSchema
 from app.catalog.options import SecretOption, options_of, required_properties
 
@@ -31,6 +31,12 @@ def stand_in_options(definition: ServerDefinition) -> dict[str, JsonValue]:
         elif option.schema.example is not None or option.name in required:
             options[option.name] = _setting(option.schema)
     return options
+
+
+def required_stand_ins(definition: ServerDefinition) -> dict[str, JsonValue]:
+    """Those of them that no caller can leave out."""
+    required = set(required_properties(definition))
+    return {name: value for name, value in stand_in_options(definition).items() if name in required}
 
 
 def _setting(schema: ConfigSchema) -> JsonValue:

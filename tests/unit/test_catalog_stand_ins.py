@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.catalog import Catalog, PackageRun, ServerDefinition, render
-from app.verification.stand_ins import stand_in_options
+from app.catalog.stand_ins import stand_in_options
 
 SHIPPED = [
     definition
