@@ -13,7 +13,7 @@
     │   ├── EngineAway           503   with Retry-After
     │   ├── TooBusy              503   with Retry-After
     │   └── OutOfSpace           507
-    └── EngineError                   from an engine to the reconciler
+    └── EngineError                   from an engine to who moves sandboxes
         ├── EngineUnavailable         the engine does not answer
         │   └── EngineNotPrepared     it has not been made ready for pods in this process
         ├── ImageMissing              an image is not on the engine

@@ -32,7 +32,9 @@ from app.errors import Problem
 from app.home import write_file
 from app.ids_and_time import utc_now
 from app.packages import PackageLocks, PackageStore
+from app.sandboxes.background import Background
 from app.sandboxes.directory import Directory
+from app.sandboxes.expiry import Expiry
 from app.sandboxes.journal import Journal
 from app.sandboxes.models import CreateSandbox
 from app.sandboxes.planning import WORKSPACE_CAPABILITIES, Blueprint, check_known, plan_sandbox
@@ -43,7 +45,8 @@ from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
 from app.sandboxes.telemetry import Metrics
 from app.sandboxes.tool_memory import ToolMemory
-from app.sandboxes.warm_pool import PoolPlan, WarmPlans
+from app.sandboxes.transitions import Transitions
+from app.sandboxes.warm_pool import PoolPlan, WarmPlans, WarmPool
 from app.secrets import Secrets
 from app.secrets.at_rest import check_stored_secrets
 from app.settings import ROOT, Settings, SettingsError
@@ -104,7 +107,8 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
                 prepare_server=lambda key, report: _prepare_server(key, report, catalog, packages),
                 now=utc_now,
             )
-            reconciler = Reconciler(
+            background = Background()
+            transitions = Transitions(
                 store=store,
                 engine=engine,
                 agents=AgentClient(http),
@@ -115,12 +119,40 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
                 directory=directory,
                 catalog=catalog,
                 blueprint=blueprint,
+                background=background,
                 now=utc_now,
-                warm=_warm_plans(settings, templates, team.id, catalog, blueprint),
+            )
+            expiry = Expiry(
+                store=store,
+                transitions=transitions,
+                directory=directory,
+                journal=journal,
+                background=background,
+                now=utc_now,
+            )
+            warm_pool = WarmPool(
+                _warm_plans(settings, templates, team.id, catalog, blueprint),
+                store=store,
+                engine=engine,
+                starter=transitions.starter,
+                now=utc_now,
+                is_busy=lambda: transitions.is_starting,
+            )
+            reconciler = Reconciler(
+                store=store,
+                engine=engine,
+                transitions=transitions,
+                expiry=expiry,
+                warm_pool=warm_pool,
+                directory=directory,
+                journal=journal,
+                background=background,
             )
             service = SandboxService(
                 store=store,
-                reconciler=reconciler,
+                transitions=transitions,
+                expiry=expiry,
+                warm_pool=warm_pool,
                 directory=directory,
                 gateways=gateways,
                 templates=templates,

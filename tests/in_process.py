@@ -1,4 +1,4 @@
-"""The sandbox room in one process: real store, service and reconciler; engine and pods in memory."""
+"""The sandbox room in one process: real store, service, transitions and reconciler; engine and pods in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Limits
 from app.errors import NotFound
 from app.packages import PackageLocks, PackageStore
+from app.sandboxes.background import Background
 from app.sandboxes.directory import Directory
+from app.sandboxes.expiry import Expiry
 from app.sandboxes.journal import Journal
 from app.sandboxes.models import CreateSandbox
 from app.sandboxes.planning import Blueprint, plan_sandbox
@@ -32,7 +34,8 @@ from app.sandboxes.server_containers import STDIO_BRIDGE
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
 from app.sandboxes.tool_memory import ToolMemory
-from app.sandboxes.warm_pool import PoolPlan
+from app.sandboxes.transitions import Transitions
+from app.sandboxes.warm_pool import PoolPlan, WarmPool
 from app.templates import TemplateService
 from app.vault import Vault
 from tests.pods import PodTransport
@@ -60,7 +63,7 @@ class ControlPlane:
     """One life of a control plane; database, engine and pods outlive it."""
 
     service: SandboxService
-    reconciler: Reconciler
+    expiry: Expiry
     directory: Directory
     store: Store
     accounts: Accounts
@@ -147,7 +150,8 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 plan = plan_sandbox(request(), template, catalog, blueprint)
                 return [PoolPlan(template=warm_template, plan=plan, size=warm)]
 
-            reconciler = Reconciler(
+            background = Background()
+            transitions = Transitions(
                 store=store,
                 engine=engine or shared_engine,
                 agents=AgentClient(http),
@@ -163,14 +167,42 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 directory=directory,
                 catalog=catalog,
                 blueprint=blueprint,
+                background=background,
                 now=clock,
-                warm=plans,
                 listen_deadline_s=listen_deadline_s,
+            )
+            expiry = Expiry(
+                store=store,
+                transitions=transitions,
+                directory=directory,
+                journal=journal,
+                background=background,
+                now=clock,
+            )
+            warm_pool = WarmPool(
+                plans,
+                store=store,
+                engine=engine or shared_engine,
+                starter=transitions.starter,
+                now=clock,
+                is_busy=lambda: transitions.is_starting,
+            )
+            reconciler = Reconciler(
+                store=store,
+                engine=engine or shared_engine,
+                transitions=transitions,
+                expiry=expiry,
+                warm_pool=warm_pool,
+                directory=directory,
+                journal=journal,
+                background=background,
                 sweep_interval_s=sweep_interval_s,
             )
             service = SandboxService(
                 store=store,
-                reconciler=reconciler,
+                transitions=transitions,
+                expiry=expiry,
+                warm_pool=warm_pool,
                 directory=directory,
                 gateways=gateways,
                 templates=templates,
@@ -185,7 +217,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 async with building(templates):
                     yield ControlPlane(
                         service=service,
-                        reconciler=reconciler,
+                        expiry=expiry,
                         directory=directory,
                         store=store,
                         accounts=accounts,

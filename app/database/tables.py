@@ -138,7 +138,7 @@ sandboxes = Table(
     Index(None, "team_id", "started_at"),
     Index(None, "team_id", "idempotency_key", unique=True),
 )
-"""`status` is where the sandbox is, `target` where it should be; only the reconciler moves `status` after the insert.
+"""`status` is where the sandbox is, `target` where it should be; only `transitions` moves `status` after the insert.
 `secrets_encrypted` (access token, environment, MCP tokens, the caller's MCP map, the template as it was resolved) is
 emptied when the sandbox stops. `request_digest` tells whether a create that repeats an idempotency key is the same."""
 

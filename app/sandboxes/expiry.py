@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
 
 import structlog
 
 from app.errors import Conflict, Problem
+from app.sandboxes.background import Background
+from app.sandboxes.directory import Directory
 from app.sandboxes.journal import Journal
-from app.sandboxes.models import PauseMode
+from app.sandboxes.models import LiveSandbox, PauseMode
 from app.sandboxes.store import Store
+from app.sandboxes.transitions import Transitions
 
 _LONGEST_SLEEP_S = 30.0
 _PAUSE_RETRY_S = 5.0
@@ -27,31 +29,29 @@ class Expiry:
         self,
         *,
         store: Store,
+        transitions: Transitions,
+        directory: Directory,
         journal: Journal,
+        background: Background,
         now: Callable[[], datetime],
-        pause: Callable[[str, PauseMode], Awaitable[None]],
-        stop_soon: Callable[[str], None],
-        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
     ) -> None:
-        """`pause` and `stop_soon` are the reconciler's verbs."""
         self._store = store
+        self._transitions = transitions
         self._journal = journal
+        self._background = background
         self._now = now
-        self._pause = pause
-        self._stop_soon = stop_soon
-        self._spawn = spawn
         self._moved = asyncio.Event()
         self._next: datetime | None = None
         """When this wakes up by itself; None if it knows of nothing to wake up for."""
         self._pausing: set[str] = set()
+        directory.on_change(self._heed)
 
     def moved(self) -> None:
         """A sandbox may end earlier than was known."""
         self._moved.set()
 
-    def ends_at(self, moment: datetime) -> None:
-        """A sandbox that was taken up ends then."""
-        if self._next is None or moment < self._next:
+    def _heed(self, _: str, live: LiveSandbox | None) -> None:
+        if live is not None and live.address is not None and (self._next is None or live.sandbox.ends_at < self._next):
             self.moved()
 
     async def run(self) -> None:
@@ -75,10 +75,10 @@ class Expiry:
                 self._journal.record(sandbox_id, "Its time is over.")
                 _log.info("sandbox_expired", sandbox_id=sandbox_id)
                 await self._store.ask_to_stop(sandbox_id)
-                self._stop_soon(sandbox_id)
+                self._transitions.stop_soon(sandbox_id)
             elif sandbox_id not in self._pausing:
                 self._pausing.add(sandbox_id)
-                self._spawn(self._pause_one(sandbox_id, sandbox.lifecycle.pause_mode), f"pause {sandbox_id}")
+                self._background.spawn(self._pause_one(sandbox_id, sandbox.lifecycle.pause_mode), f"pause {sandbox_id}")
         self._next = await self._store.next_expiry()
 
     async def _sleep(self) -> None:
@@ -92,7 +92,7 @@ class Expiry:
 
     async def _pause_one(self, sandbox_id: str, mode: PauseMode) -> None:
         try:
-            await self._pause(sandbox_id, mode)
+            await self._transitions.pause(sandbox_id, mode)
         except Conflict:
             pass  # it was stopped or paused meanwhile
         except Problem as problem:

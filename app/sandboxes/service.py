@@ -1,4 +1,4 @@
-"""What callers can do with sandboxes: decides and records, leaves the doing to the reconciler."""
+"""What callers can do with sandboxes: decides and records, leaves the doing to `transitions`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from app.catalog import Catalog
 from app.errors import Conflict, GuestUnresponsive, InvalidRequest, Problem
 from app.ids_and_time import new_id, new_sandbox_id, new_token
 from app.sandboxes.directory import Directory
+from app.sandboxes.expiry import Expiry
 from app.sandboxes.failures import sandbox_not_found
 from app.sandboxes.listing import Listing, Page, list_page
 from app.sandboxes.models import (
@@ -31,9 +32,9 @@ from app.sandboxes.models import (
 from app.sandboxes.planning import Blueprint, SandboxPlan, plan_sandbox
 from app.sandboxes.pod_clients import GatewayClient, PodUnreachableError
 from app.sandboxes.pod_starter import new_pod
-from app.sandboxes.reconciler import Reconciler
 from app.sandboxes.store import Store
-from app.sandboxes.warm_pool import PoolStatus
+from app.sandboxes.transitions import Transitions
+from app.sandboxes.warm_pool import PoolStatus, WarmPool
 from app.templates import ResolvedTemplate, Snapshot, SnapshotPage, TemplateService
 
 MOST_FORKS = 20
@@ -60,7 +61,9 @@ class SandboxService:
         self,
         *,
         store: Store,
-        reconciler: Reconciler,
+        transitions: Transitions,
+        expiry: Expiry,
+        warm_pool: WarmPool,
         directory: Directory,
         gateways: GatewayClient,
         templates: TemplateService,
@@ -69,7 +72,9 @@ class SandboxService:
         now: Callable[[], datetime],
     ) -> None:
         self._store = store
-        self._reconciler = reconciler
+        self._transitions = transitions
+        self._expiry = expiry
+        self._warm_pool = warm_pool
         self._directory = directory
         self._gateways = gateways
         self._templates = templates
@@ -79,14 +84,14 @@ class SandboxService:
 
     def pools(self) -> list[PoolStatus]:
         """How the pods that wait are doing."""
-        return self._reconciler.pools()
+        return self._warm_pool.status()
 
     # -- create, look, list -----------------------------------------------------------------------------------------
 
     async def create(self, team_id: str, request: CreateSandbox, *, idempotency_key: str | None = None) -> SandboxView:
         """Plan, record and start a sandbox. The same key with the same request gives the same sandbox again.
 
-        Raises: what `TemplateService.resolve`, `plan_sandbox` and `Reconciler.bring_up` raise; Conflict for a key that
+        Raises: what `TemplateService.resolve`, `plan_sandbox` and `Transitions.bring_up` raise; Conflict for a key that
         was used for something else.
         """
         digest = _digest(request)
@@ -123,11 +128,11 @@ class SandboxService:
     ) -> tuple[SandboxView, bool]:
         """Make sure that the sandbox runs and lives `timeout_s` from now; never shortens. True if it was resumed.
 
-        With `reboot` a paused one keeps its files only. Raises: NotFound, and what `Reconciler.resume` raises.
+        With `reboot` a paused one keeps its files only. Raises: NotFound, and what `Transitions.resume` raises.
         """
         sandbox = await self._find(team_id, sandbox_id)
         if sandbox.target is Status.PAUSED or sandbox.status is Status.PAUSED:
-            resumed = await self._reconciler.resume(sandbox_id, timeout_s=timeout_s, reboot=reboot)
+            resumed = await self._transitions.resume(sandbox_id, timeout_s=timeout_s, reboot=reboot)
             return SandboxView(resumed.live.sandbox, await self._servers(resumed.live.sandbox)), True
         return SandboxView(await self._extend(sandbox, timeout_s), await self._servers(sandbox)), False
 
@@ -149,7 +154,7 @@ class SandboxService:
             raise sandbox_not_found(sandbox_id)
         # Its row is asked, because the directory does not follow every change of a time-out.
         sandbox = await self._find(live.sandbox.team_id, sandbox_id)
-        await self._reconciler.resume(sandbox_id, timeout_s=sandbox.timeout_s)
+        await self._transitions.resume(sandbox_id, timeout_s=sandbox.timeout_s)
 
     async def refresh(self, team_id: str, sandbox_id: str, duration_s: int) -> None:
         """Let a running sandbox live at least `duration_s` from now."""
@@ -159,7 +164,7 @@ class SandboxService:
         """The sandbox ends `timeout_s` from now, sooner or later than before; at once if not positive."""
         await self._find(team_id, sandbox_id)
         await self._set_timeout(sandbox_id, timeout_s)
-        self._reconciler.expiry_moved()
+        self._expiry.moved()
 
     async def _extend(self, sandbox: Sandbox, timeout_s: int) -> Sandbox:
         if self._now() + timedelta(seconds=timeout_s) <= sandbox.ends_at:
@@ -176,23 +181,23 @@ class SandboxService:
     async def pause(self, team_id: str, sandbox_id: str, mode: PauseMode, *, only_healthy: bool = False) -> None:
         """With `only_healthy` nothing is paused if its agent does not answer.
 
-        Raises: NotFound, Conflict if it is paused already, GuestUnresponsive, and what `Reconciler.pause` raises.
+        Raises: NotFound, Conflict if it is paused already, GuestUnresponsive, and what `Transitions.pause` raises.
         """
         sandbox = await self._find(team_id, sandbox_id)
         if sandbox.target is Status.PAUSED:
             raise Conflict(f"Sandbox {sandbox_id} is already paused.")
-        if only_healthy and not await self._reconciler.answers(sandbox_id):
+        if only_healthy and not await self._transitions.answers(sandbox_id):
             raise GuestUnresponsive(
                 f"The agent of sandbox {sandbox_id} does not answer, so the sandbox was left running."
                 " Pause it without requireHealthyGuest, or kill it."
             )
-        await self._reconciler.pause(sandbox_id, mode)
+        await self._transitions.pause(sandbox_id, mode)
 
     async def kill(self, team_id: str, sandbox_id: str) -> None:
         """From the answer on, nothing reaches the sandbox; its containers go in the background. Raises: NotFound."""
         if not await self._store.ask_to_stop(sandbox_id, team_id=team_id):
             raise sandbox_not_found(sandbox_id)
-        self._reconciler.stop_soon(sandbox_id)
+        self._transitions.stop_soon(sandbox_id)
 
     # -- MCP servers ------------------------------------------------------------------------------------------------
 
@@ -205,7 +210,7 @@ class SandboxService:
     ) -> SandboxView:
         """Add, replace and, where the value is None, remove MCP servers of a running sandbox.
 
-        Raises: NotFound, Conflict (no gateway, or paused), and what `Reconciler.replace_servers` raises.
+        Raises: NotFound, Conflict (no gateway, or paused), and what `Transitions.replace_servers` raises.
         """
         sandbox = await self._find(team_id, sandbox_id)
         if not sandbox.has_gateway:
@@ -213,7 +218,7 @@ class SandboxService:
         servers = {**sandbox.secrets.mcp, **changes}
         wanted = {key: given for key, given in servers.items() if given is not None}
         options = options or sandbox.secrets.mcp_options
-        replaced = await self._reconciler.replace_servers(sandbox_id, wanted, options)
+        replaced = await self._transitions.replace_servers(sandbox_id, wanted, options)
         return SandboxView(replaced.live.sandbox, replaced.servers)
 
     # -- network ----------------------------------------------------------------------------------------------------
@@ -227,7 +232,7 @@ class SandboxService:
                 f"Sandbox {sandbox_id} was created without internet access, which cannot be given later:"
                 " create it with network.denyOut ['0.0.0.0/0'] to open it by rules."
             )
-        await self._reconciler.set_network(sandbox_id, rules)
+        await self._transitions.set_network(sandbox_id, rules)
 
     # -- snapshots and forks ----------------------------------------------------------------------------------------
 
@@ -235,7 +240,7 @@ class SandboxService:
         """Keep the workspace's files as something that sandboxes can be made from. Raises: NotFound, InvalidRequest."""
         sandbox = await self._find(team_id, sandbox_id)
         image = f"sandgate/snapshot:{new_id('s').replace('_', '')}"
-        await self._reconciler.snapshot(sandbox_id, image)
+        await self._transitions.snapshot(sandbox_id, image)
         return await self._templates.add_snapshot(
             team_id, sandbox_id=sandbox_id, image=image, name=name, base=sandbox.template
         )
@@ -250,7 +255,7 @@ class SandboxService:
     async def fork(self, team_id: str, sandbox_id: str, *, count: int, timeout_s: int) -> list[SandboxView | Problem]:
         """Make `count` sandboxes with this one's files, environment, metadata and MCP servers; an outcome for each.
 
-        Raises: NotFound, InvalidRequest, and what `Reconciler.snapshot` raises.
+        Raises: NotFound, InvalidRequest, and what `Transitions.snapshot` raises.
         """
         if not 1 <= count <= MOST_FORKS:
             raise InvalidRequest(f"count must be 1 to {MOST_FORKS}.")
@@ -271,11 +276,11 @@ class SandboxService:
         # Recorded before the image is made, so that it goes with them whatever happens.
         copies = [await self._record(team_id, request, template, fork_image=image) for _ in range(count)]
         try:
-            await self._reconciler.snapshot(sandbox_id, image)
+            await self._transitions.snapshot(sandbox_id, image)
         except Problem as problem:
             for copy in copies:
                 await self._store.ask_to_stop(copy.sandbox.id, failure=problem.message)
-                self._reconciler.stop_soon(copy.sandbox.id)
+                self._transitions.stop_soon(copy.sandbox.id)
             raise
         at_once = asyncio.Semaphore(_FORKS_AT_ONCE)
 
@@ -331,7 +336,8 @@ class SandboxService:
         return _Recorded(sandbox, pod, plan)
 
     async def _bring_up(self, recorded: _Recorded) -> SandboxView:
-        brought_up = await self._reconciler.bring_up(recorded.sandbox, recorded.pod, recorded.plan)
+        self._warm_pool.asked(recorded.plan.recipe, recorded.pod)
+        brought_up = await self._transitions.bring_up(recorded.sandbox, recorded.pod, recorded.plan)
         return SandboxView(brought_up.live.sandbox, brought_up.servers)
 
     async def _made_by(self, team_id: str, idempotency_key: str, digest: str) -> SandboxView | None:
@@ -341,7 +347,7 @@ class SandboxService:
             return None
         if found.request_digest != digest:
             raise Conflict(f"The idempotency key {idempotency_key!r} was used for a different request: take a new one.")
-        await self._reconciler.until_settled(found.sandbox_id)
+        await self._transitions.until_settled(found.sandbox_id)
         sandbox = await self._store.find(found.sandbox_id, team_id=team_id)
         if sandbox is not None:
             return SandboxView(sandbox, await self._servers(sandbox))
@@ -360,7 +366,7 @@ class SandboxService:
     async def _servers(self, sandbox: Sandbox) -> tuple[ServerStatus, ...]:
         live = self._directory.find(sandbox.id)
         if live is None:
-            return self._reconciler.servers_aside(sandbox)
+            return self._transitions.servers_aside(sandbox)
         if not live.sandbox.has_gateway:
             return ()
         keys = live.sandbox.secrets.mcp
@@ -368,7 +374,7 @@ class SandboxService:
             return tuple(ServerStatus(name=key, state="paused") for key in keys)
         try:
             servers = await self._gateways.status(live.address, live.pod.secrets.gateway_token)
-            return (*servers, *self._reconciler.servers_aside(live.sandbox))
+            return (*servers, *self._transitions.servers_aside(live.sandbox))
         except PodUnreachableError as error:
             return tuple(ServerStatus(name=key, state="failed", message=f"cannot be asked: {error}") for key in keys)
 

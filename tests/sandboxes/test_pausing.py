@@ -127,7 +127,7 @@ async def test_a_paused_sandbox_has_no_time_and_can_be_killed(
     sandbox = await create(control_plane, timeout_s=60)
     await control_plane.service.pause(control_plane.team_id, sandbox.id, MEMORY)
     clock.advance(days=30)
-    control_plane.reconciler.expiry_moved()
+    control_plane.expiry.moved()
     assert (await control_plane.service.get(control_plane.team_id, sandbox.id)).sandbox.status is Status.PAUSED
     await control_plane.service.kill(control_plane.team_id, sandbox.id)
     async with asyncio.timeout(5):
@@ -141,7 +141,7 @@ async def test_a_sandbox_may_be_paused_when_its_time_is_over(
 ) -> None:
     sandbox = await create(control_plane, lifecycle=Lifecycle(on_timeout="pause", pause_mode=mode))
     clock.advance(seconds=61)
-    control_plane.reconciler.expiry_moved()
+    control_plane.expiry.moved()
     assert (await until_state(control_plane, sandbox.id, Status.PAUSED)).pause_mode is mode
     assert await states(engine) == {"paused" if mode is MEMORY else "exited"}
 

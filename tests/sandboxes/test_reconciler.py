@@ -232,7 +232,7 @@ async def test_a_sandbox_ends_when_its_time_is_over(
 ) -> None:
     await control_plane.service.create(control_plane.team_id, request(timeout_s=60))
     clock.advance(seconds=61)
-    control_plane.reconciler.expiry_moved()
+    control_plane.expiry.moved()
     await until_nothing_is_left(engine, control_plane)
 
 

@@ -151,7 +151,7 @@ async def test_a_waiting_pod_whose_agent_does_not_answer_is_replaced(
             while [pod.id for pod in await waiting(control_plane)] in ([], [warm.id]):
                 await asyncio.sleep(0.002)
         assert warm.id not in await engine.observe()
-        (pool,) = control_plane.reconciler.pools()
+        (pool,) = control_plane.service.pools()
         assert pool.replaced == 1
 
 
@@ -162,7 +162,7 @@ async def test_a_pool_tells_how_often_it_was_empty(start_control_plane: StartCon
             for _ in range(3):
                 group.create_task(control_plane.service.create(control_plane.team_id, request()))
         await until_waiting(control_plane, 3)
-        assert control_plane.reconciler.pools() == [
+        assert control_plane.service.pools() == [
             PoolStatus(templates=("base",), size=1, wanted=3, waiting=3, warm_creates=1, cold_creates=2, replaced=0)
         ]
 
@@ -177,7 +177,7 @@ async def test_a_pool_follows_a_template_that_is_built_anew(
     start_control_plane: StartControlPlane, engine: InMemoryEngine
 ) -> None:
     async with start_control_plane(warm=1, warm_template="mine", sweep_interval_s=0.01) as control_plane:
-        assert control_plane.reconciler.pools() == []
+        assert control_plane.service.pools() == []
         images: list[str | None] = []
         for _ in range(2):
             source = (await control_plane.service.create(control_plane.team_id, request())).sandbox
@@ -215,5 +215,5 @@ async def test_a_pod_that_cannot_be_made_leaves_nothing_and_is_tried_again_later
             await engine.starts.wait()
             while await control_plane.store.pods():
                 await asyncio.sleep(0.002)
-        (pool,) = control_plane.reconciler.pools()
+        (pool,) = control_plane.service.pools()
         assert (pool.wanted, pool.waiting) == (1, 0)
