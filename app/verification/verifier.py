@@ -120,11 +120,11 @@ class Verifier:
         try:
             stage = self._plan(definition)
         except (InvalidRequest, OptionError) as error:
-            return ends("broken", str(error))
+            return ends("broken upstream", str(error))
         try:
             return await self._try(package, stage, report)
         except (TimeoutError, PodUnreachableError) as error:
-            return ends("broken", str(error) or "the pod it was to be tried in was not up in time")
+            return ends("broken upstream", str(error) or "the pod it was to be tried in was not up in time")
         finally:
             await self._engine.stop(stage.pod.id)
 
@@ -168,7 +168,7 @@ class Verifier:
                 lists, tools = await self._list(address, status, stage)
         except (TimeoutError, PodUnreachableError, ToolListError, httpx.HTTPError) as error:
             reason = str(error) or "was not up in time"
-            return Verification(state="broken", digest=package.digest, message=reason), None
+            return Verification(state="broken upstream", digest=package.digest, message=reason), None
         memory = await asyncio.to_thread(memory_mib, package.directory)
         verification = Verification(
             state=_state_of(status, tools),
@@ -246,10 +246,10 @@ def _written(host: str, ports: Iterable[int]) -> list[str]:
 
 def _state_of(status: ServerStatus, tools: int) -> State:
     if status.state == "ready":
-        return "verified" if tools else "needs its service"
+        return "verified" if tools else "needs real credentials"
     said = "\n".join([status.message or "", *status.stderr])
     asks = _ASKS_ITS_SERVICE.search(said) and not _IS_MADE_WRONGLY.search(said)
-    return "needs its service" if asks else "broken"
+    return "needs real credentials" if asks else "broken upstream"
 
 
 def _message(status: ServerStatus) -> str:

@@ -53,12 +53,15 @@ def test_the_page_tells_every_state_with_what_was_seen(tmp_path: Path) -> None:
     )
     results = Results(tmp_path / "results.json")
     results.put(works, result(works, start_s=1.0, memory_mib=50.2, hosts=("a.example:443",)))
-    results.put(asks, result(asks, state="needs its service", tools=0, message="exited | with code 1\nbecause <so>"))
+    results.put(
+        asks, result(asks, state="needs real credentials", tools=0, message="exited | with code 1\nbecause <so>")
+    )
     page = make_page([works, asks, remote, untried], results)
     assert "| `works` | Works | 3 | 1.0 s | 50 MiB | a.example:443 |" in page
     assert "| `asks` | Asks | exited \\| with code 1 because &lt;so> |" in page
-    assert "| not tried | 1 |" in page
-    assert "| `remote` | Remote | remote |" in page
+    assert "| not tried | 2 |" in page
+    assert "| `remote` | Remote | runs elsewhere: its service is needed |" in page
+    assert "| `untried` | Untried | this version has not been tried yet |" in page
 
 
 def test_what_is_shipped_as_verified_was_seen_to_work_in_this_version() -> None:

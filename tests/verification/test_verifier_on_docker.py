@@ -81,6 +81,6 @@ async def test_a_server_that_works_is_verified_with_what_it_took_and_reached_out
 
 async def test_a_server_that_asks_its_service_first_is_told_apart_with_its_last_words(verifier: Verifier) -> None:
     found = (await verifier.verify(SERVERS["ending"])).verification
-    assert (found.state, found.tools) == ("needs its service", 0)
+    assert (found.state, found.tools) == ("needs real credentials", 0)
     assert found.message is not None
     assert "401 Unauthorized" in found.message
