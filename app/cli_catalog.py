@@ -112,7 +112,7 @@ def refresh_source(name: SourceName) -> None:
 def diff_source(name: SourceName) -> None:
     """Show what a refresh would change."""
     digest, change = _with_importer(lambda importer: importer.diff(name, by_operator=True))
-    out.print(f"The origin has {digest}.")
+    out.print(f"The origin has {digest}.", soft_wrap=True)
     _print_change(change)
 
 
@@ -125,7 +125,8 @@ def pin_source(
     """Let no refresh bring another document than this."""
     source = _with_importer(lambda importer: importer.unpin(name) if off else importer.pin(name, digest))
     out.print(
-        f"{source.name} is pinned to {source.digest}." if source.pinned_digest else f"{source.name} is not pinned."
+        f"{source.name} is pinned to {source.digest}." if source.pinned_digest else f"{source.name} is not pinned.",
+        soft_wrap=True,
     )
 
 
@@ -197,6 +198,6 @@ def _print_change(change: Change) -> None:
         *(f"~ {name}: {', '.join(fields)}" for name, fields in change.changed.items()),
     ]
     for line in lines[:_SHOWN_LINES]:
-        out.print(line, markup=False)
+        out.print(line, markup=False, soft_wrap=True)
     if len(lines) > _SHOWN_LINES:
         out.print(f"and {len(lines) - _SHOWN_LINES} more")
