@@ -3,6 +3,8 @@ SHELL := /bin/bash -o pipefail
 PYTHON ?= python3
 BIN := .venv/bin
 T ?= tests
+# All tests run in two processes: half of them wait for the engine most of the time.
+AT_ONCE = $(if $(filter tests,$(T)),--numprocesses 2 --dist loadgroup)
 BENCH_OUTPUT = $(if $(MARKDOWN),--markdown $(MARKDOWN)) $(if $(JSON),--json $(JSON))
 
 .PHONY: help run test compatibility check format bench bench-peers storm lock clean
@@ -15,7 +17,7 @@ run: .venv/.runtime ## Set up what is missing and serve on 127.0.0.1:8080
 
 test: .venv/.development ## Run all tests, those on real Docker included (T=path for some)
 	$(BIN)/sandgate images build
-	$(BIN)/pytest $(T)
+	$(BIN)/pytest $(AT_ONCE) --durations 20 $(T)
 
 compatibility: .venv/.development ## Run E2B's SDKs and command line against Sandgate; write docs/compatibility.md
 	$(BIN)/sandgate images build

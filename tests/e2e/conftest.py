@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,14 +192,26 @@ def write_manifests(home: Path, surroundings: Surroundings) -> None:
         (folder / f"{name}.yaml").write_text(text)
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """No other process holds the folder meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
     """What package-lock.json names, installed when it has changed."""
     folder = ROOT / "tests" / "e2e"
     installed = folder / "node_modules"
     finished = installed / ".package-lock.json"  # npm writes it last
-    if not finished.exists() or finished.stat().st_mtime < (folder / "package-lock.json").stat().st_mtime:
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    with held(folder):
+        if not finished.exists() or finished.stat().st_mtime < (folder / "package-lock.json").stat().st_mtime:
+            subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return installed
 
 

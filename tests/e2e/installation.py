@@ -52,6 +52,8 @@ class Installation:
     home: Path
     settings: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    engine_url: str | None = None
+    """As `DOCKER_HOST`; None for the engine that the tests use themselves."""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,8 +74,10 @@ class Installation:
             "SANDGATE_HOME": str(self.home),
             "SANDGATE_PORT": str(self.port),
             "SANDGATE_POOL": "base=0,mcp-gateway=0",
+            "PYTHONDONTWRITEBYTECODE": "",  # what is started again and again need not compile itself each time
         }
-        return {**os.environ, **own, **self.settings}
+        engine = {} if self.engine_url is None else {"DOCKER_HOST": self.engine_url}
+        return {**os.environ, **own, **engine, **self.settings}
 
     @property
     def sdk_environment(self) -> dict[str, str]:
@@ -157,7 +161,7 @@ class Installation:
 
     def containers(self, **labels: str) -> list[str]:
         """Names of the pods' containers that the engine has of this installation, running or not."""
-        client = docker.APIClient()
+        client = docker.APIClient(self.engine_url)
         try:
             found = client.containers(all=True, filters=self._filters(labels))
         finally:
@@ -179,7 +183,7 @@ class Installation:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
 
     def volumes(self) -> list[str]:
-        client = docker.APIClient()
+        client = docker.APIClient(self.engine_url)
         try:
             return [volume["Name"] for volume in client.volumes(filters=self._filters({}))["Volumes"] or ()]
         finally:
@@ -209,7 +213,8 @@ class Installation:
     async def _remove(self) -> None:
         settings = Settings()
         tags = image_tags(ROOT / "sandbox_images", base_image=settings.base_image, ca_bundle=settings.ca_bundle)
-        engine = DockerEngine((self.home / "installation").read_text(), guard_image=tags.base)
+        name = (self.home / "installation").read_text()
+        engine = DockerEngine(name, guard_image=tags.base, base_url=self.engine_url)
         try:
             await engine.remove_installation()
         finally:

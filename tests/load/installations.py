@@ -31,11 +31,11 @@ class Answer:
         return str(self.body["sandboxID"])
 
 
-def create(http: httpx.Client) -> Answer:
+def create(http: httpx.Client, **body: object) -> Answer:
     """Fails if there is no answer in time."""
     began = time.monotonic()
     try:
-        answer = http.post("/v2/sandboxes", json={"timeout": 900})
+        answer = http.post("/v2/sandboxes", json={"timeout": 900, **body})
     except httpx.TimeoutException:
         raise
     except httpx.TransportError:
