@@ -26,10 +26,10 @@ def sandbox_not_found(sandbox_id: str) -> NotFound:
     return NotFound(f"Sandbox {sandbox_id} was not found. It never was, was killed, or has reached its end of life.")
 
 
-def raise_for(failures: Mapping[str, str]) -> None:
-    """Raises: ServerStartFailed if there is one."""
+def raise_for(failures: Mapping[str, str], what: str = "Failed to start MCP gateway") -> None:
+    """`what` failed therefore. Raises: ServerStartFailed if there is one."""
     if failures:
-        raise ServerStartFailed("Failed to start MCP gateway: " + "\n".join(failures.values()))
+        raise ServerStartFailed(f"{what}: " + "\n".join(failures.values()))
 
 
 def raise_unless_up(servers: Sequence[ServerStatus]) -> None:

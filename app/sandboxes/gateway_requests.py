@@ -8,17 +8,16 @@ from typing import Any
 
 import structlog
 
-from app.catalog import Catalog
 from app.errors import SandgateError
 from app.sandboxes.directory import Directory
 from app.sandboxes.failures import engine_problem
 from app.sandboxes.gateway_setup import GatewaySetup
 from app.sandboxes.models import LiveSandbox
-from app.sandboxes.planning import check_known
 from app.sandboxes.pod_clients import GatewayClient, PodUnreachableError
 
 _POLL_S = 50.0
 _DEADLINE_S = 55.0
+_FETCH_WAIT_S = 50.0
 _RETRY_S = 5.0
 
 _log = structlog.get_logger()
@@ -31,13 +30,11 @@ class GatewayRequests:
         setup: GatewaySetup,
         gateways: GatewayClient,
         directory: Directory,
-        catalog: Catalog,
         spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
     ) -> None:
         self._setup = setup
         self._gateways = gateways
         self._directory = directory
-        self._catalog = catalog
         self._spawn = spawn
         self._watches: dict[str, asyncio.Task[None]] = {}
         directory.on_cut_off(self._end_watch)
@@ -67,7 +64,7 @@ class GatewayRequests:
         try:
             async with asyncio.timeout(_DEADLINE_S):
                 if "pull" in request:
-                    check_known(request["pull"], self._catalog)
+                    await self._setup.fetch_beforehand(request["pull"], wait_s=_FETCH_WAIT_S)
                 else:
                     options = live.sandbox.secrets.mcp_options
                     await self._setup.replace_servers(

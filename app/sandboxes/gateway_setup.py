@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from app.sandboxes.failures import raise_for, raise_unless_up
 from app.sandboxes.gateway_plan import GatewayPlan
 from app.sandboxes.image_pulls import ImagePulls
 from app.sandboxes.models import LiveSandbox, McpOptions, PodRecord, Sandbox, ServerStatus
-from app.sandboxes.planning import Blueprint, find_rehearsals, make_gateway_config, plan_gateway
+from app.sandboxes.planning import Blueprint, check_known, find_rehearsals, make_gateway_config, plan_gateway
 from app.sandboxes.pod_clients import GatewayClient, PodUnreachableError
 from app.sandboxes.server_containers import STDIO_BRIDGE, with_bridge
 from app.sandboxes.server_lists import Lists
@@ -77,7 +77,11 @@ class GatewaySetup:
         self._aside.begin(sandbox.id, [*fetched.packages, *fetched.image_servers])
         try:
             prepared = await prepare_servers(
-                self._packages, self._pulls, fetched, lambda key, line: self._aside.tell(sandbox.id, key, line)
+                self._packages,
+                self._pulls,
+                lambda key, line: self._aside.tell(sandbox.id, key, line),
+                packages=fetched.packages,
+                images={key: container.image for key, container in fetched.image_servers.items()},
             )
             if sandbox.secrets.mcp_options.on_failure == "fail":
                 raise_for(prepared.failures)
@@ -85,6 +89,24 @@ class GatewaySetup:
             self._aside.end(sandbox.id, fetched.keys)
         self._aside.fail(sandbox.id, prepared.failures)
         return plan.pinned(prepared.images).without(prepared.failures)
+
+    async def fetch_beforehand(self, keys: Iterable[str], *, wait_s: float) -> None:
+        """Install and pull what these servers need. What takes longer goes on; asking again tells how far it is.
+
+        Raises: InvalidRequest (unknown), ServerStartFailed, EngineError.
+        """
+        keys = list(keys)
+        check_known(keys, self._catalog)
+        definitions = {key: definition for key in keys if (definition := self._catalog.find(key)) is not None}
+        prepared = await prepare_servers(
+            self._packages,
+            self._pulls,
+            lambda key, line: None,
+            packages={key: one.package for key, one in definitions.items() if one.package is not None},
+            images={key: one.image for key, one in definitions.items() if one.image is not None},
+            wait_s=wait_s,
+        )
+        raise_for(prepared.failures, "Not everything could be fetched")
 
     async def _record(self, sandbox: Sandbox, plan: GatewayPlan) -> Sandbox:
         """Keep what came of a plan, so that it is the same after a restart and a resume."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,6 @@ from app.catalog.package import Package
 from app.concurrency import all_of
 from app.engines.builds import ImagePullError
 from app.packages import PackageInstallError, PackageLockError, PackageStore
-from app.sandboxes.gateway_plan import GatewayPlan
 from app.sandboxes.image_pulls import ImagePulls
 
 FETCH_WAIT_S = 60.0
@@ -33,18 +32,28 @@ class Prepared:
     """Server key -> what went wrong."""
 
 
-async def prepare_servers(packages: PackageStore, pulls: ImagePulls, plan: GatewayPlan, progress: Progress) -> Prepared:
-    """Install and pull what is absent, side by side. Raises: EngineError."""
+async def prepare_servers(
+    store: PackageStore,
+    pulls: ImagePulls,
+    progress: Progress,
+    *,
+    packages: Mapping[str, Package],
+    images: Mapping[str, str],
+    wait_s: float = FETCH_WAIT_S,
+) -> Prepared:
+    """Install and pull what is absent of what servers need, by their keys; side by side. Raises: EngineError."""
     prepared = Prepared()
     work: list[Coroutine[Any, Any, None]] = [
-        _install(packages, key, package, prepared, progress) for key, package in plan.packages.items()
+        _install(store, key, package, prepared, progress, wait_s) for key, package in packages.items()
     ]
-    work += [_pull(pulls, key, container.image, prepared, progress) for key, container in plan.image_servers.items()]
+    work += [_pull(pulls, key, image, prepared, progress, wait_s) for key, image in images.items()]
     await all_of(work)
     return prepared
 
 
-async def _install(store: PackageStore, key: str, package: Package, prepared: Prepared, progress: Progress) -> None:
+async def _install(
+    store: PackageStore, key: str, package: Package, prepared: Prepared, progress: Progress, wait_s: float
+) -> None:
     last = _Last("it has not begun yet")
 
     def report(line: str) -> None:
@@ -53,7 +62,7 @@ async def _install(store: PackageStore, key: str, package: Package, prepared: Pr
         _log.info("package_installing", server=key, package=str(package), line=line)
 
     try:
-        async with asyncio.timeout(FETCH_WAIT_S):
+        async with asyncio.timeout(wait_s):
             await store.ensure(key, package, report)
     except TimeoutError:
         prepared.failures[key] = (
@@ -65,7 +74,7 @@ async def _install(store: PackageStore, key: str, package: Package, prepared: Pr
         prepared.failures[key] = str(error)
 
 
-async def _pull(pulls: ImagePulls, key: str, image: str, prepared: Prepared, progress: Progress) -> None:
+async def _pull(pulls: ImagePulls, key: str, image: str, prepared: Prepared, progress: Progress, wait_s: float) -> None:
     last = _Last("it has not begun yet")
 
     def report(line: str) -> None:
@@ -73,7 +82,7 @@ async def _pull(pulls: ImagePulls, key: str, image: str, prepared: Prepared, pro
         progress(key, f"waits for image {image}: {line}")
 
     try:
-        async with asyncio.timeout(FETCH_WAIT_S):
+        async with asyncio.timeout(wait_s):
             prepared.images[key] = await pulls.ensure(image, report)
     except TimeoutError:
         prepared.failures[key] = (

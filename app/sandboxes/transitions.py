@@ -101,7 +101,7 @@ class Transitions:
             listen_deadline_s=listen_deadline_s,
         )
         self._requests = GatewayRequests(
-            setup=self._setup, gateways=gateways, directory=directory, catalog=catalog, spawn=background.spawn
+            setup=self._setup, gateways=gateways, directory=directory, spawn=background.spawn
         )
 
     async def make_tools_searchable(self) -> None:

@@ -41,7 +41,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=_PORT, help=argparse.SUPPRESS)
     parser.add_argument("--token-file", default=MCP_TOKEN_PATH, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command")
-    pull = commands.add_parser("pull", help="check that servers are known and present")
+    pull = commands.add_parser("pull", help="fetch what servers need, before they are named")
     pull.add_argument("servers", nargs="+", metavar="server")
     arguments = parser.parse_args()
     if (arguments.command is None) == (arguments.config is None):
