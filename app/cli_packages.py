@@ -31,6 +31,7 @@ from app.sandboxes.rehearsed_lists import RehearsedLists
 from app.settings import ROOT, Settings, read_settings
 from app.terminal import console, opened_database, out
 from app.verification import Results, Verification, Verifier, make_page
+from app.verification.observed_hosts import ManifestEditError, sort_hosts, with_allowed_hosts
 
 __all__ = ["catalog"]
 
@@ -169,6 +170,9 @@ def verify(
         Path | None, typer.Option("--results", help="Where results are kept; default is in SANDGATE_HOME.")
     ] = None,
     page: Annotated[Path | None, typer.Option("--page", help="Also write a Markdown page of all results.")] = None,
+    write_hosts: Annotated[
+        bool, typer.Option("--write-hosts", help="Add hosts that they reached out for to `allowHosts` of manifests.")
+    ] = False,
 ) -> None:
     """Start package servers in pods without internet, with made-up credentials, and note what they list and take.
 
@@ -181,10 +185,11 @@ def verify(
     except (OSError, ValueError, TypeError) as error:
         raise SandgateError(f"The results cannot be read: {error}") from error
 
-    async def run() -> Catalog:
+    async def run() -> tuple[Catalog, list[Entry]]:
         async with opened_database(settings) as database:
             loaded = await load_catalog(database)
-            wanted = [entry.definition for entry in _package_servers(loaded, keys, every=not keys)]
+            named = _package_servers(loaded, keys, every=not keys)
+            wanted = [entry.definition for entry in named]
             if not keys:
                 wanted = [definition for definition in wanted if results.of(definition) is None]
             rehearsed = RehearsedLists(database, now=utc_now)
@@ -199,9 +204,12 @@ def verify(
 
                     for failure in await _each(wanted, one, at_once=jobs):
                         console.print(f"[red]{escape(failure)}[/]")
-            return loaded
+            return loaded, named
 
-    loaded = asyncio.run(run())
+    loaded, named = asyncio.run(run())
+    if write_hosts:
+        for entry in named:
+            _write_hosts(entry, results.of(entry.definition))
     if page is not None:
         page.write_text(make_page(loaded, results))
     found = [results.of(entry.definition) for entry in _package_servers(loaded, None, every=True)]
@@ -315,6 +323,25 @@ def _outcome(verification: Verification) -> str:
     if verification.state == "verified":
         return f"[green]verified[/] {verification.tools} tools, {verification.start_s} s"
     return f"[yellow]{verification.state}[/] {_reason(verification)}"
+
+
+def _write_hosts(entry: Entry, verification: Verification | None) -> None:
+    observed = sort_hosts(entry.definition, verification.hosts if verification else ())
+    key = f"[bold]{entry.definition.key}[/]"
+    if observed.telemetry:
+        console.print(f"{key} not added, as they hear how it is used: {', '.join(observed.telemetry)}", soft_wrap=True)
+    if not observed.new:
+        return
+    if not isinstance(entry.origin, Path):
+        console.print(f"{key} was imported, so there is no manifest to add {', '.join(observed.new)} to")
+        return
+    try:
+        text = with_allowed_hosts(entry.origin.read_text(), (*entry.definition.allow_hosts, *observed.new))
+    except ManifestEditError as error:
+        console.print(f"{key} {escape(str(error))}", soft_wrap=True)
+        return
+    entry.origin.write_text(text)
+    console.print(f"{key} `allowHosts` gains {', '.join(observed.new)}", soft_wrap=True)
 
 
 def _reason(verification: Verification) -> str:

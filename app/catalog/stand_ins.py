@@ -10,7 +10,7 @@ from app.catalog.definition import ServerDefinition
 from app.catalog.manifest_parts import ConfigSchema
 from app.catalog.options import SecretOption, options_of, required_properties
 
-_CREDENTIAL = "sandgate-stand-in-0123456789abcdef"
+CREDENTIAL = "sandgate-stand-in-0123456789abcdef"
 _VALUES: Mapping[str, JsonValue] = {
     "string": "example",
     "integer": 1,
@@ -27,7 +27,7 @@ def stand_in_options(definition: ServerDefinition) -> dict[str, JsonValue]:
     options: dict[str, JsonValue] = {}
     for option in options_of(definition):
         if isinstance(option, SecretOption):
-            options[option.name] = option.secret.example or _CREDENTIAL
+            options[option.name] = option.secret.example or CREDENTIAL
         elif option.schema.example is not None or option.name in required:
             options[option.name] = _setting(option.schema)
     return options

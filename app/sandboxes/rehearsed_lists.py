@@ -47,7 +47,7 @@ class RehearsedLists:
             for fingerprint, lists in results
             if fingerprint is not None and lists is not None and len(lists.content) <= LARGEST
         }
-        full = results[0][0] if results else None
+        full = results[0][0] if len(results) > 1 else None
         if full in kept and {lists and lists.digest for _, lists in results} == {kept[full].digest}:
             kept[fingerprint_of_any(full)] = kept[full]
         now = self._now()
