@@ -159,11 +159,11 @@ class Installation:
     def sdk(self, sandbox_id: str) -> Sandbox:
         return Sandbox.connect(sandbox_id, api_key=self.key, api_url=self.url, sandbox_url=self.url)
 
-    def containers(self, **labels: str) -> list[str]:
-        """Names of the pods' containers that the engine has of this installation, running or not."""
+    def containers(self, *, running: bool = False, **labels: str) -> list[str]:
+        """Names of the pods' containers that the engine has of this installation, or of those that run."""
         client = docker.APIClient(self.engine_url)
         try:
-            found = client.containers(all=True, filters=self._filters(labels))
+            found = client.containers(all=not running, filters=self._filters(labels))
         finally:
             client.close()
         return [container["Names"][0].lstrip("/") for container in found if "sandgate.pod" in container["Labels"]]

@@ -123,6 +123,35 @@ async def test_a_full_disk_is_told_apart(tmp_path: Path) -> None:
             await engine.aclose()
 
 
+async def test_a_volume_that_the_engine_miscounts_keeps_no_pod_from_ending(tmp_path: Path) -> None:
+    """As Engine 20.10 does after a start with live restore."""
+
+    async def no_containers(request: web.Request) -> web.Response:
+        return web.json_response([])
+
+    async def volumes(request: web.Request) -> web.Response:
+        return web.json_response({"Volumes": [{"Name": "v"}]})
+
+    asked: list[str] = []
+
+    async def miscounted(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.json_response({"message": "remove v: volume has active mounts"}, status=500)
+
+    answers = {
+        ("GET", "/containers/json"): no_containers,
+        ("GET", "/volumes"): volumes,
+        ("DELETE", "/volumes/v"): miscounted,
+    }
+    async with pretended_engine(tmp_path / "s", answers) as url:
+        engine = DockerEngine("tests-miscounted", guard_image="sandgate/absent:1", base_url=url)
+        try:
+            await engine.stop("p1")
+        finally:
+            await engine.aclose()
+    assert asked == ["/v1.41/volumes/v"]
+
+
 async def test_a_refusal_carries_the_engines_reason(tmp_path: Path) -> None:
     refusal = _refuses(500, "the reason")
     async with pretended_engine(tmp_path / "s", {("GET", "/containers/json"): refusal}) as url:
