@@ -11,9 +11,10 @@ from app.edge.tls import Finding, check_domain
 from app.engines.interface import Engine
 from app.errors import EngineError
 from app.home import HomeError, make_home
-from app.main import database_url, local_ca_file, make_catalog, make_engine, make_vault, sandbox_images
+from app.main import database_url, make_catalog, make_engine, make_vault, sandbox_images
 from app.secrets.at_rest import check_stored_secrets
 from app.settings import Settings, SettingsError
+from app.tls import local_ca_file
 from app.vault import VaultError
 
 _LEAST_FREE_GIB = 5

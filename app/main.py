@@ -21,9 +21,7 @@ from app.catalog import Catalog
 from app.catalog.importing import CatalogImporter
 from app.catalog.sources import SourceStore
 from app.database import Database
-from app.edge.certificates import KeyPair, LocalCa
 from app.edge.edge import Edge
-from app.edge.tls import TlsListener, make_server_context
 from app.engines.docker_engine import DockerEngine
 from app.engines.images import ImageTags, image_tags
 from app.engines.interface import Engine, Limits
@@ -187,9 +185,10 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
             await stack.enter_async_context(_in_background(metrics.run(), "metrics"))
             await stack.enter_async_context(_in_background(volume_pods.run(), "volume pods"))
             if settings.sandbox_domain is not None and settings.tls_port is not None:
-                key_pair = _key_pair_of(settings, settings.sandbox_domain)
+                from app.tls import make_tls_listener  # noqa: PLC0415 - 2 MB that most have no use for
+
                 await stack.enter_async_context(
-                    TlsListener(edge, host=settings.host, port=settings.tls_port, key_pair=key_pair)
+                    make_tls_listener(settings, edge, domain=settings.sandbox_domain, port=settings.tls_port)
                 )
             if workers is not None:
                 await workers.admit(resume)
@@ -218,7 +217,9 @@ async def check_start(settings: Settings) -> None:
     async with _database(settings) as database:
         await check_stored_secrets(database, make_vault(settings))
     if settings.sandbox_domain is not None and settings.tls_port is not None:
-        make_server_context(_key_pair_of(settings, settings.sandbox_domain)())
+        from app.tls import check_certificate  # noqa: PLC0415 - as above
+
+        check_certificate(settings, domain=settings.sandbox_domain)
 
 
 def public_url(settings: Settings) -> str:
@@ -238,11 +239,6 @@ def make_vault(settings: Settings) -> Vault:
 def make_catalog(settings: Settings) -> Catalog:
     """The shipped servers, then the operator's own in `<home>/catalog/servers`."""
     return Catalog.load(ROOT / "catalog" / "servers", settings.home / "catalog" / "servers")
-
-
-def local_ca_file(settings: Settings) -> Path | None:
-    """What clients of the TLS listener have to trust; None if the operator brought a certificate."""
-    return None if settings.tls_certificate is not None else _local_ca(settings).file
 
 
 def sandbox_images(settings: Settings) -> ImageTags:
@@ -297,18 +293,6 @@ def _check_egress_allow(settings: Settings) -> None:
             AllowedTarget.parse(entry)
         except ValueError as error:
             raise SettingsError(f"SANDGATE_EGRESS_ALLOW: {error}") from error
-
-
-def _local_ca(settings: Settings) -> LocalCa:
-    return LocalCa(settings.home / "ca")
-
-
-def _key_pair_of(settings: Settings, domain: str) -> Callable[[], KeyPair]:
-    """The operator's certificate, or one from the local authority, renewed when asked for."""
-    if settings.tls_certificate is None:
-        return lambda: _local_ca(settings).key_pair(domain)
-    pair = KeyPair(settings.tls_certificate, settings.tls_key or settings.tls_certificate)
-    return lambda: pair
 
 
 @asynccontextmanager

@@ -101,6 +101,8 @@ def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute("PRAGMA busy_timeout=5000")
+    # In KiB. Each of the connections would keep 2 MiB, of what the system's own cache of files holds as well.
+    cursor.execute("PRAGMA cache_size=-256")
     cursor.close()
 
 

@@ -479,10 +479,14 @@ async def test_a_home_with_a_long_path_will_do(tmp_path: Path) -> None:
     ("module", "absent"),
     [
         ("app.edge.worker", {"app.settings", "cryptography", "docker", "fastapi", "httpx", "pydantic", "sqlalchemy"}),
-        ("app.cli", {"app.edge.workers", "app.edge.worker", "app.edge.relay", "app.edge.replica", "app.edge.lines"}),
+        (
+            "app.serving",
+            {"app.edge.workers", "app.edge.worker", "app.edge.relay", "app.edge.replica", "app.edge.lines"},
+        ),
+        ("app.serving", {"app.cli", "typer", "app.tls", "app.edge.tls", "cryptography.x509"}),
     ],
 )
-def test_a_worker_loads_nothing_of_the_server_and_a_server_without_workers_nothing_of_them(
+def test_a_worker_loads_nothing_of_the_server_and_a_server_nothing_of_what_few_use(
     module: str, absent: set[str]
 ) -> None:
     program = f"import {module}, sys; print(*sys.modules)"
