@@ -9,6 +9,7 @@ import httpx
 import psutil
 import pytest
 from mcp import MCPError
+from sandgate_gateway.servers.fleet import STARTS_AT_ONCE
 
 from tests.gateway.running_gateway import RunningGateway, bad, echo, scripted, stdio
 from tests.gateway.wire import LegacyWire, messages, modern
@@ -80,6 +81,34 @@ async def test_a_remembered_server_is_listed_before_it_is_up_and_the_first_call_
         gate.touch()
         assert "t done by" in str(await call)
     assert gateway.status()["s"]["state"] == "ready"
+
+
+async def test_remembered_servers_start_in_turn_and_one_that_is_called_at_once(
+    gateway: RunningGateway, folder: Path
+) -> None:
+    began = folder / "began"
+    began.touch()
+    names = [f"s{number}" for number in range(STARTS_AT_ONCE + 2)]
+    *others, last = names
+
+    def server(name: str) -> dict[str, Any]:
+        wait = f'echo {name} >> {began}; while [ ! -e {folder}/{name} ]; do sleep 0.02; done; exec "$@"'
+        transport = scripted(tools=[tool(f"call-{name}")])
+        transport |= {"command": ["/bin/sh", "-c", wait, "sh", *transport["command"]]}
+        return {"transport": transport, "remembered": {"tools": [tool(f"call-{name}")]}}
+
+    gateway.put_config({name: server(name) for name in names})
+    async with httpx.AsyncClient(timeout=BOUND_S) as http, asyncio.timeout(BOUND_S):
+        while len(began.read_text().split()) < STARTS_AT_ONCE:
+            await asyncio.sleep(0.02)
+        (folder / last).touch()
+        answer = await modern(http, gateway.url, "tools/call", {"name": f"call-{last}", "arguments": {}})
+        assert f"call-{last} done" in answer.text
+        assert began.read_text().split() == [*others[:STARTS_AT_ONCE], last]
+    for name in others:
+        (folder / name).touch()
+    assert {status["state"] for status in (await until_settled(gateway)).values()} == {"ready"}
+    assert sorted(began.read_text().split()) == sorted(names)
 
 
 async def test_what_the_server_says_itself_replaces_what_was_remembered_and_is_announced(

@@ -96,6 +96,12 @@ class ServerDefinition:
         return self.start == "lazy" and self.remembered is not None
 
     @property
+    def may_wait_in_line(self) -> bool:
+        """Its start takes the processors of this machine, and nobody has to wait for it."""
+        is_remote = isinstance(self.transport, HttpTransport | SseTransport)
+        return self.start == "eager" and self.remembered is not None and not is_remote
+
+    @property
     def secrets(self) -> list[str]:
         """Values that must not appear in anything a person reads."""
         match self.transport:

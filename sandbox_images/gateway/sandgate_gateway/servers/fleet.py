@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,6 +27,13 @@ from sandgate_gateway.upstreams.stdio import ChildConnection, StderrLog
 
 logger = logging.getLogger(__name__)
 
+STARTS_AT_ONCE = max(1, (os.cpu_count() or 1) - 1)
+"""Of servers that nobody waits for, because what they list is known from memory: programs that start together take
+every processor for a second and more, and then the gateway, and a server that was called, have none."""
+
+LONGEST_TURN_S = 5.0
+"""Then the next one in line starts too: whoever takes so long mostly waits for something itself."""
+
 OnNotification = Callable[[Server, str, dict[str, Any]], None]
 
 
@@ -42,6 +51,7 @@ class Fleet:
         self._servers: dict[str, Server] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._numbers: dict[str, int] = {}
+        self._turns: list[asyncio.Task[None]] = []
         self._applying = asyncio.Lock()
         self.version = 0
         """Counts changes of what the servers offer."""
@@ -79,6 +89,7 @@ class Fleet:
             for name, server in servers.items():
                 if name not in self._lives:
                     self._lives[name] = asyncio.create_task(server.run(), name=f"server {name}")
+            self._give_turns()
             self._changed()
 
     async def settled(self, *, unless_listed: bool = False) -> None:
@@ -89,6 +100,8 @@ class Fleet:
 
     async def close(self) -> None:
         async with self._applying:
+            for turn in self._turns:
+                turn.cancel()
             await self._stop(list(self._servers))
 
     def status(self) -> dict[str, Any]:
@@ -103,6 +116,15 @@ class Fleet:
             await asyncio.wait(lives)
         for name in names:
             self._servers.pop(name, None)
+
+    def _give_turns(self) -> None:
+        for turn in self._turns:
+            turn.cancel()
+        waiting = [server for server in self._servers.values() if server.is_in_line]
+        line = iter(waiting)
+        self._turns = [
+            asyncio.create_task(_start_in_turn(line), name="start in turn") for _ in waiting[:STARTS_AT_ONCE]
+        ]
 
     def _changed(self) -> None:
         self.version += 1
@@ -150,3 +172,12 @@ class Fleet:
             changed=self._changed,
             on_notification=self._on_notification,
         )
+
+
+async def _start_in_turn(line: Iterator[Server]) -> None:
+    """Start one server after another. Several of these may share a line."""
+    for server in line:
+        server.wake()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_TURN_S):
+                await server.settled()

@@ -94,6 +94,8 @@ class Server:
         self._on_notification = on_notification
         self._settled = asyncio.Event()
         self._wanted = asyncio.Event()
+        if not (definition.starts_lazily or definition.may_wait_in_line):
+            self._wanted.set()
         self._disconnected = asyncio.Event()
         self._was_ready = False
         self._protocol_version = LATEST_LEGACY_VERSION
@@ -112,7 +114,7 @@ class Server:
         self.definition = definition
         if not self._was_ready and self.state != "failed":
             self._remember(definition.remembered)
-        if not definition.starts_lazily:
+        if not (definition.starts_lazily or (self.is_in_line and definition.may_wait_in_line)):
             self.wake()
 
     def _remember(self, offer: Offer | None) -> None:
@@ -123,15 +125,14 @@ class Server:
     # Life
 
     def wake(self) -> None:
-        """Start the server if it is idle. Safe to repeat."""
+        """Start the server if it is idle or waits in line. Safe to repeat."""
         if self.state == "idle":
             self.state = "starting"
         self._wanted.set()
 
     async def run(self) -> None:
         """Runs until cancelled, or until the server has failed for good."""
-        if self.state == "idle":
-            await self._wanted.wait()
+        await self._wanted.wait()
         backoff = FIRST_BACKOFF_S
         while True:
             try:
@@ -252,6 +253,11 @@ class Server:
         """Returns once the server is not `starting`."""
         if self.state != "idle":
             await self._settled.wait()
+
+    @property
+    def is_in_line(self) -> bool:
+        """It is to start, and waits for its turn or for somebody who needs it."""
+        return self.state == "starting" and not self._wanted.is_set()
 
     @property
     def is_listed(self) -> bool:
