@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -124,15 +124,16 @@ class GatewaySetup:
 
     # -- telling it -------------------------------------------------------------------------------------------------
 
-    async def configure(self, sandbox: Sandbox, pod: PodRecord, address: str) -> None:
-        """Hand the gateway its configuration, as soon as it listens; the caller bounds the wait."""
+    async def configure(self, sandbox: Sandbox, pod: PodRecord, address: str) -> list[ServerStatus]:
+        """Hand the gateway its configuration, as soon as it listens; the caller bounds the wait. Gives what it answers:
+        the states of its servers now."""
         plan = _plan_of(sandbox)
         recalled = await self._recall(sandbox, plan)
         remembered = {server: orjson.Fragment(lists.content) for server, lists in recalled.items()}
         config = make_gateway_config(
             plan, sandbox.secrets.mcp_options, pod, sandbox.secrets.mcp_tokens, remembered=remembered
         )
-        await self._gateways.configure(address, pod.secrets.gateway_token, config)
+        return await self._gateways.configure(address, pod.secrets.gateway_token, config)
 
     async def _recall(self, sandbox: Sandbox, plan: GatewayPlan) -> dict[str, Lists]:
         """By server key, what it is going to list: as it did for this team, or when it was tried beforehand."""
@@ -176,21 +177,30 @@ class GatewaySetup:
             self._stdio_bridge = await self._engine.read_file(self._blueprint.gateway_image, STDIO_BRIDGE)
         return self._stdio_bridge
 
-    async def settle(self, sandbox: Sandbox, pod: PodRecord, address: str) -> tuple[ServerStatus, ...]:
+    async def settle(
+        self, sandbox: Sandbox, pod: PodRecord, address: str, *, known: Sequence[ServerStatus] | None
+    ) -> tuple[ServerStatus, ...]:
         """States of the MCP servers, once each can be listed or has failed if the caller wants to wait.
 
+        `known` is what the gateway answered just now, if it did: it is not asked again where nobody waits for more.
         Raises: ServerStartFailed, PodUnreachableError.
         """
         if sandbox.secrets.gateway is None:
             return ()
-        wait_s = _START_WAIT_S if sandbox.secrets.mcp_options.wait else 0
-        return await self._states(sandbox, pod, address, wait_s=wait_s)
+        waits = sandbox.secrets.mcp_options.wait
+        if known is None or (waits and any(server.state == "starting" and not server.listed for server in known)):
+            return await self._states(sandbox, pod, address, wait_s=_START_WAIT_S if waits else 0)
+        return self._complete(sandbox, known)
 
     async def _states(
         self, sandbox: Sandbox, pod: PodRecord, address: str, *, wait_s: float
     ) -> tuple[ServerStatus, ...]:
-        options = sandbox.secrets.mcp_options
         servers = await self._gateways.status(address, pod.secrets.gateway_token, wait_s=wait_s, until_listed=True)
+        return self._complete(sandbox, servers)
+
+    def _complete(self, sandbox: Sandbox, servers: Sequence[ServerStatus]) -> tuple[ServerStatus, ...]:
+        """With the servers that the gateway is not told of. Raises: ServerStartFailed."""
+        options = sandbox.secrets.mcp_options
         if options.wait and options.on_failure == "fail":
             raise_unless_up(servers)
         return (*servers, *self._aside.states(sandbox))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -93,14 +93,14 @@ class PodStarter:
                 async with asyncio.timeout(_WARM_ANSWER_S):
                     if plan.egress_rules != EgressRules():
                         await self._engine.set_network(pod.id, plan.egress_rules)
-                    await self._configure(sandbox, pod, pod.address)
+                    known = await self._configure(sandbox, pod, pod.address)
             except (TimeoutError, PodUnreachableError, EngineError) as error:
                 _log.warning("warm_pod_unusable", pod_id=pod.id, sandbox_id=sandbox.id, reason=str(error))
                 cold = new_pod(sandbox_id=sandbox.id, recipe=plan.recipe)
                 await self._store.replace_pod(pod, cold, self._now())
                 pod = cold
             else:
-                sandbox, servers = await self._finish(sandbox, pod)
+                sandbox, servers = await self._finish(sandbox, pod, known)
                 return Started(sandbox, pod, servers)
         async with self._cold_starts.turn():
             pod = await self.start_pod(pod, plan)
@@ -140,31 +140,44 @@ class PodStarter:
         """
         try:
             async with asyncio.timeout(self._listen_deadline_s):
-                await self._configure(sandbox, pod, _address_of(pod))
+                known = await self._configure(sandbox, pod, _address_of(pod))
         except (TimeoutError, PodUnreachableError) as error:
             raise await self._did_not_come_up(pod, error) from error
-        return await self._finish(sandbox, pod)
+        return await self._finish(sandbox, pod, known)
 
-    async def _configure(self, sandbox: Sandbox, pod: PodRecord, address: str) -> None:
+    async def _configure(self, sandbox: Sandbox, pod: PodRecord, address: str) -> Sequence[ServerStatus]:
+        """Gives the states of its MCP servers, as the gateway answers when it is told of them."""
         init = self._agents.init(address, pod.secrets.agent_token, _agent_init(sandbox, pod))
         gateway = sandbox.secrets.gateway
         if gateway is None:
             await init
-            return
+            return ()
         if gateway.needs_workspace:
             # The gateway calls at the agent's stdio door, which opens with the agent's configuration.
             await init
-            await self._setup.configure(sandbox, pod, address)
-            return
-        await all_of([init, self._setup.configure(sandbox, pod, address)])
+            return await self._setup.configure(sandbox, pod, address)
+        known: list[ServerStatus] = []
 
-    async def _finish(self, sandbox: Sandbox, pod: PodRecord) -> tuple[Sandbox, tuple[ServerStatus, ...]]:
-        """What takes its time once the pod is configured: the template's programs and the MCP servers."""
+        async def tell_gateway() -> None:
+            known.extend(await self._setup.configure(sandbox, pod, address))
+
+        await all_of([init, tell_gateway()])
+        return known
+
+    async def _finish(
+        self, sandbox: Sandbox, pod: PodRecord, known: Sequence[ServerStatus]
+    ) -> tuple[Sandbox, tuple[ServerStatus, ...]]:
+        """What takes its time once the pod is configured: the template's programs and the MCP servers.
+
+        `known` is how these were when the gateway was told of them.
+        """
         address = _address_of(pod)
-        sandbox = await self._setup.attach(sandbox, pod, address)
-        if sandbox.template.start_command is not None:
-            await self._launch(sandbox, address, sandbox.template.start_command)
-        return sandbox, await self._setup.settle(sandbox, pod, address)
+        attached = await self._setup.attach(sandbox, pod, address)
+        start_command = sandbox.template.start_command
+        if start_command is not None:
+            await self._launch(attached, address, start_command)
+        is_news = attached is sandbox and start_command is None
+        return attached, await self._setup.settle(attached, pod, address, known=known if is_news else None)
 
     async def _launch(self, sandbox: Sandbox, address: str, start_command: str) -> None:
         """Run the template's start command, and wait until its ready command says that it is up."""
