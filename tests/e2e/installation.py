@@ -159,14 +159,22 @@ class Installation:
     def sdk(self, sandbox_id: str) -> Sandbox:
         return Sandbox.connect(sandbox_id, api_key=self.key, api_url=self.url, sandbox_url=self.url)
 
-    def containers(self, *, running: bool = False, **labels: str) -> list[str]:
-        """Names of the pods' containers that the engine has of this installation, or of those that run."""
+    def containers(self, **labels: str) -> list[str]:
+        """Names of the pods' containers that the engine has of this installation, running or not."""
+        return [str(container["Names"][0]).lstrip("/") for container in self._containers(labels)]
+
+    def running_containers(self) -> list[str]:
+        """The same, without those that do not run."""
+        found = self._containers({})
+        return [str(container["Names"][0]).lstrip("/") for container in found if container["State"] == "running"]
+
+    def _containers(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
         client = docker.APIClient(self.engine_url)
         try:
-            found = client.containers(all=not running, filters=self._filters(labels))
+            found = client.containers(all=True, filters=self._filters(labels))
         finally:
             client.close()
-        return [container["Names"][0].lstrip("/") for container in found if "sandgate.pod" in container["Labels"]]
+        return [container for container in found if "sandgate.pod" in container["Labels"]]
 
     def container(self, sandbox_id: str, role: str) -> str:
         """Name of one container of a running sandbox."""

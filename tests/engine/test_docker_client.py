@@ -138,7 +138,7 @@ async def test_a_volume_that_the_engine_miscounts_keeps_no_pod_from_ending(tmp_p
         asked.append(request.path)
         return web.json_response({"message": "remove v: volume has active mounts"}, status=500)
 
-    answers = {
+    answers: dict[tuple[str, str], Handler] = {
         ("GET", "/containers/json"): no_containers,
         ("GET", "/volumes"): volumes,
         ("DELETE", "/volumes/v"): miscounted,

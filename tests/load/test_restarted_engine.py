@@ -161,7 +161,7 @@ def wait_until_at_rest(installation: Installation, *, least_waiting: int) -> Non
         containers = installation.containers()
         pods = {name.split("-")[1] for name in containers}
         strays = {volume for volume in installation.volumes() if volume.split("-")[1] not in pods}
-        running = len(installation.containers(running=True))
+        running = len(installation.running_containers())
         return len(containers), running, len(installation.sandboxes()), waiting_pods(installation), strays
 
     def is_so() -> bool:
