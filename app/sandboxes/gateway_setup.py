@@ -221,10 +221,9 @@ class GatewaySetup:
                     continue
                 known = recalled.get(fingerprint)
                 if known is None or known.digest != server.digest:
-                    content = await self._gateways.lists(address, token, server.name)
-                    lists = Lists(server.digest, content)
+                    lists = await self._gateways.lists(address, token, server.name)
                     await self._memory.remember(sandbox.team_id, fingerprint, server.name, lists)
-                    self._search.put(server.name, content)
+                    self._search.put(server.name, lists.content)
         except PodUnreachableError as error:
             # It was killed or paused meanwhile. The next sandbox with these servers teaches the same.
             _log.info("lists_not_learned", sandbox_id=sandbox.id, reason=str(error))

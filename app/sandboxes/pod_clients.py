@@ -14,6 +14,7 @@ import orjson
 
 from app.errors import SandgateError
 from app.sandboxes.models import ServerStatus
+from app.sandboxes.server_lists import Lists
 
 AGENT_PORT = 49983
 GATEWAY_CONTROL_PORT = 50006
@@ -148,10 +149,11 @@ class GatewayClient:
         path = f"/status?wait={wait_s:g}" + ("&until=listed" if until_listed else "")
         return _servers(await self._call("GET", address, path, token, timeout=wait_s + _CALL_TIMEOUT_S))
 
-    async def lists(self, address: str, token: str, server: str) -> bytes:
-        """What a ready server listed itself, as JSON."""
-        path = f"/lists?server={quote(server, safe='')}"
-        return orjson.dumps(await self._call("GET", address, path, token))
+    async def lists(self, address: str, token: str, server: str, *, partial: bool = False) -> Lists:
+        """What a ready server listed itself. With `partial`, lists that it failed to answer for are empty."""
+        path = f"/lists?server={quote(server, safe='')}{'&partial=1' if partial else ''}"
+        answer = await self._call("GET", address, path, token)
+        return Lists(answer["digest"], orjson.dumps(answer))
 
     async def requests(self, address: str, token: str, *, wait_s: float) -> list[dict[str, Any]]:
         """What `mcp-gateway` in the workspace asked for meanwhile."""

@@ -2,10 +2,10 @@
 
 `python scripted_server.py '<json>'`. The script has any of: `capabilities`, `instructions`, `tools`, `prompts`,
 `resources`, `resourceTemplates` (lists as they are answered), `label` (what resources say), `results` (tool name ->
-result). A tool call whose arguments hold `do` acts first: `exit` ends the process, `log` sends a notification, `ask`
-sends a request and returns its answer as text, `hang` never answers, `rename` changes the tools and says so, `update`
-reports a resource as updated, `cancelled` and `seen` tell what came in, `wait` answers when another call does
-`release`, `error` answers with this error until a second call.
+result). A list that is null is answered with an error. A tool call whose arguments hold `do` acts first: `exit` ends
+the process, `log` sends a notification, `ask` sends a request and returns its answer as text, `hang` never answers,
+`rename` changes the tools and says so, `update` reports a resource as updated, `cancelled` and `seen` tell what came
+in, `wait` answers when another call does `release`, `error` answers with this error until a second call.
 """
 
 import json
@@ -54,7 +54,10 @@ def handle(message: dict[str, Any]) -> None:
         send({"id": identifier, "result": result})
     elif method.endswith("/list"):
         kind = "resourceTemplates" if "templates" in method else method.partition("/")[0]
-        send({"id": identifier, "result": {kind: SCRIPT.get(kind, [])}})
+        if (items := SCRIPT.get(kind, [])) is None:
+            send({"id": identifier, "error": {"code": -32603, "message": f"no {kind} today"}})
+        else:
+            send({"id": identifier, "result": {kind: items}})
     elif method == "tools/call":
         call_tool(identifier, params)
     elif method == "resources/read":

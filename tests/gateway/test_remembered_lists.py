@@ -62,6 +62,15 @@ async def test_lists_of_a_server_that_has_listed_nothing_cannot_be_read(
     assert name in answer.json()["error"]
 
 
+async def test_of_a_server_that_fails_to_answer_for_a_list_the_others_can_be_read(gateway: RunningGateway) -> None:
+    gateway.configure({"s": scripted(tools=[tool("t")], resources=None, capabilities={"tools": {}, "resources": {}})})
+    assert gateway.status()["s"]["digest"] is None
+    assert gateway.control.get("/lists", params={"server": "s"}).status_code == 409
+    lists = gateway.control.get("/lists", params={"server": "s", "partial": "1"}).raise_for_status().json()
+    assert ([entry["name"] for entry in lists["tools"]], lists["resources"]) == (["t"], [])
+    assert lists["digest"].startswith("sha256:")
+
+
 async def test_a_remembered_server_is_listed_before_it_is_up_and_the_first_call_waits_for_it(
     gateway: RunningGateway, folder: Path
 ) -> None:

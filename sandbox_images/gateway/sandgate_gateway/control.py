@@ -59,7 +59,7 @@ class ControlEndpoint:
                 return await self._status(_wait(scope), unless_listed=_query(scope, "until") == "listed")
             case "GET", "/lists":
                 self._authorize(headers)
-                return 200, self._lists(_query(scope, "server"))
+                return 200, self._lists(_query(scope, "server"), partial=_query(scope, "partial") == "1")
             case "GET", "/requests":
                 self._authorize(headers)
                 return 200, {"requests": await self._requests.waiting(_wait(scope))}
@@ -90,11 +90,11 @@ class ControlEndpoint:
             pass  # the state shows which ones are still starting
         return 200, self._gateway.fleet.status()
 
-    def _lists(self, name: str | None) -> Any:
+    def _lists(self, name: str | None, *, partial: bool) -> Any:
         server = self._gateway.fleet.get(name or "")
         if server is None:
             raise HttpError(404, f"There is no server {name!r}; name one with ?server=.")
-        offer = server.offer()
+        offer = server.offer(partial=partial)
         if offer is None:
             raise HttpError(409, f"The server {name!r} is {server.state}; it has not listed anything itself yet.")
         return offer.as_json()

@@ -264,12 +264,15 @@ class Server:
         """Whether what it offers is known, be it from memory."""
         return self.state != "failed" and (self._was_ready or self.definition.remembered is not None)
 
-    def offer(self) -> Offer | None:
-        """What the server itself says it offers; None if it never was ready, or has not answered for every list."""
-        if not (self._was_ready and self.catalogue.is_read):
+    def offer(self, *, partial: bool = False) -> Offer | None:
+        """What the server itself says it offers; None if it never was ready, or has not answered for every list.
+
+        With `partial` the lists that it has not answered for are empty.
+        """
+        if not (self._was_ready and (partial or self.catalogue.is_read)):
             return None
         return Offer(
-            lists={kind: self.catalogue.listing(kind).items for kind in KINDS},
+            lists={kind: listing.items for kind in KINDS if (listing := self.catalogue.listing(kind)).is_read},
             capabilities=self.capabilities or {},
             instructions=self.instructions,
             era=self.era,
