@@ -7,7 +7,7 @@ T ?= tests
 AT_ONCE = $(if $(filter tests,$(T)),--numprocesses 2 --dist loadgroup)
 BENCH_OUTPUT = $(if $(MARKDOWN),--markdown $(MARKDOWN)) $(if $(JSON),--json $(JSON))
 
-.PHONY: help run test compatibility check format bench bench-peers storm lock clean
+.PHONY: help run test compatibility check format bench bench-peers bench-catalog storm lock clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -40,6 +40,10 @@ bench: .venv/.development ## Measure Sandgate beside the engine's own floor, in 
 bench-peers: .venv/.development ## Measure Sandgate beside other gateways, on the same server (the same options)
 	$(BIN)/sandgate images build
 	$(BIN)/python -m tests.bench.peers $(BENCH_OUTPUT) $(ARGS)
+
+bench-catalog: .venv/.development ## Measure a new team's first create with every server of the catalog (the same options)
+	$(BIN)/sandgate images build
+	$(BIN)/python -m tests.bench.catalog $(BENCH_OUTPUT) $(ARGS)
 
 storm: .venv/.development ## Run the load tests at full size, on a machine of their own
 	$(BIN)/sandgate images build

@@ -117,6 +117,10 @@ class Bed:
         )
         wait_until(lambda: self._rows(query, *servers) == [(len(servers),)], lambda: f"not remembered: {list(servers)}")
 
+    def rehearsals(self, server: str) -> set[str]:
+        """Fingerprints of those in which a server, by its catalog name, listed something."""
+        return {row[0] for row in self._rows("SELECT fingerprint FROM rehearsed_lists WHERE server = ?", server)}
+
     def pod_of(self, sandbox_id: str) -> str:
         ((pod,),) = self._rows("SELECT id FROM pods WHERE sandbox_id = ?", sandbox_id)
         return str(pod)
