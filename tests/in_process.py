@@ -39,6 +39,7 @@ from app.sandboxes.warm_pool import PoolPlan, WarmPool
 from app.templates import TemplateService
 from app.vault import Vault
 from tests.pods import PodTransport
+from tests.shipped_catalog import SHIPPED_SERVERS, shipped_catalog
 from tests.template_room import building, make_template_service
 
 IMAGES: dict[str, dict[str, bytes]] = {"workspace:1": {}, "gateway:1": {STDIO_BRIDGE: b"bridge"}}
@@ -125,7 +126,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         accounts = Accounts(database)
         team = await accounts.default_team() or await accounts.create_team("test")
         store = Store(database, Vault(tmp_path / "encryption-key"))
-        catalog = Catalog.load(Path("catalog/servers"), own_servers or tmp_path / "none")
+        catalog = shipped_catalog() if own_servers is None else Catalog.load(SHIPPED_SERVERS, own_servers)
         blueprint = Blueprint(
             workspace_image="workspace:1",
             gateway_image="gateway:1",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from app.catalog import Catalog
 from app.catalog.package import Package
-from app.settings import ROOT
+from tests.shipped_catalog import shipped_catalog
 
 
 def shipped_package(key: str) -> Package:
-    definition = Catalog.load(ROOT / "catalog" / "servers").find(key)
+    definition = shipped_catalog().find(key)
     assert definition is not None
     assert definition.package is not None
     return definition.package
