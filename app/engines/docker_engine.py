@@ -23,10 +23,12 @@ from app.engines.docker_helpers import HelperContainers, remove_container
 from app.engines.docker_jobs import DockerJobs
 from app.engines.docker_networks import DockerNetworks
 from app.engines.docker_pods import Attachment, PodFrame, PodNetwork
+from app.engines.docker_runs import DockerRuns
 from app.engines.docker_volumes import DockerVolumes, check_volume, remove_volume
 from app.engines.interface import ContainerSpec, ContainerState, EgressRules, EngineInfo, Pod, PodSpec
 from app.engines.network_guard import AllowedTarget
 from app.engines.pod_start import PodStart
+from app.engines.runs import RunOutcome, RunSpec
 from app.errors import EngineError, EngineOutOfSpace, EngineUnavailable, ImageMissing, PodGone
 
 _CHECK_TIMEOUT_S = 5
@@ -74,6 +76,9 @@ class DockerEngine:
         self._slow_client = DockerClient(base_url=base_url, max_workers=max_workers, timeout_s=TRANSFER_S)
         """For calls that move whole images."""
         self.builds = DockerBuilds(self._slow_client, self._networks, installation, runtime=runtime)
+        self._runs = DockerRuns(
+            self._client, base_url=base_url, timeout_s=timeout_s, installation=installation, runtime=runtime
+        )
 
     async def check(self) -> EngineInfo:
         version = await self._client.call(
@@ -240,7 +245,14 @@ class DockerEngine:
                 )
         return pod
 
+    async def run(self, pod_id: str, spec: RunSpec) -> RunOutcome:
+        return await self._runs.run(pod_id, spec)
+
+    async def remove_lost_runs(self) -> None:
+        await self._runs.remove_lost()
+
     async def stop(self, pod_id: str) -> None:
+        self._runs.end(pod_id)
         while start := self._starts.get(pod_id):
             start.abandon()
             await start.settled()
@@ -255,6 +267,8 @@ class DockerEngine:
         raise EngineError(f"Pod {pod_id} could not be removed: something goes on making containers of it.")
 
     async def pause(self, pod_id: str) -> None:
+        self._runs.end(pod_id)
+
         async def freeze(name: str, state: ContainerState) -> None:
             if state == "running":
                 await self._client.call(lambda api: api.pause(name), doing=f"pause {name}")
@@ -262,6 +276,8 @@ class DockerEngine:
         await self._on_each(pod_id, freeze)
 
     async def halt(self, pod_id: str) -> None:
+        self._runs.end(pod_id)
+
         async def end(name: str, state: ContainerState) -> None:
             if state == "paused":  # the engine ends no container that cannot take the signal
                 await self._client.call(lambda api: api.unpause(name), doing=f"unpause {name}")
@@ -355,6 +371,7 @@ class DockerEngine:
     async def remove_installation(self, *, with_volumes: bool = False) -> tuple[str, ...]:
         await self.builds.remove_containers()
         await self.jobs.remove_all()
+        await self._runs.remove_lost()
         for _ in range(_SWEEPS):
             for pod_id in await self.observe():
                 await self.stop(pod_id)
@@ -370,6 +387,7 @@ class DockerEngine:
         return held
 
     async def aclose(self) -> None:
+        await self._runs.aclose()
         await self.builds.aclose()
         self._networks.close()
         await self._client.aclose()

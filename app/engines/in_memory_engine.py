@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from app.engines.in_memory_builds import InMemoryBuilds
 from app.engines.in_memory_jobs import InMemoryJobs
+from app.engines.in_memory_runs import InMemoryRuns
 from app.engines.interface import (
     ContainerSpec,
     ContainerState,
@@ -20,6 +21,7 @@ from app.engines.interface import (
     Pod,
     PodSpec,
 )
+from app.engines.runs import RunOutcome, RunSpec
 from app.errors import EngineError, EngineUnavailable, ImageMissing, PodGone
 from app.ids_and_time import rfc3339, utc_now
 
@@ -65,6 +67,7 @@ class InMemoryEngine:
         self._images: dict[str, Mapping[str, bytes]] = dict(images)
         self.builds = InMemoryBuilds(self._images, self._answer)
         self.jobs = InMemoryJobs(self._images, self._answer)
+        self.runs = InMemoryRuns()
         self._address_of = address_of
         self._pods: dict[str, _PodInMemory] = {}
         self._volumes: set[str] = set()
@@ -139,14 +142,29 @@ class InMemoryEngine:
             for role in pod.attached.keys() & set(roles):
                 del pod.attached[role], pod.statuses[role]
 
+    async def run(self, pod_id: str, spec: RunSpec) -> RunOutcome:
+        await self._answer(f"run {spec.image} beside pod {pod_id}")
+        pod = self._pods.get(pod_id)
+        if pod is None or next(iter(pod.statuses.values())).state != "running":
+            raise PodGone(pod_id)
+        if spec.image.removesuffix(_PINNED) not in self._images:
+            raise ImageMissing(spec.image)
+        return await self.runs.run(pod_id, spec)
+
+    async def remove_lost_runs(self) -> None:
+        await self._answer("remove lost runs")
+
     async def stop(self, pod_id: str) -> None:
         await self._answer(f"stop pod {pod_id}")
+        self.runs.end(pod_id)
         self._pods.pop(pod_id, None)
 
     async def pause(self, pod_id: str) -> None:
+        self.runs.end(pod_id)
         await self._move(pod_id, {"running": "paused"})
 
     async def halt(self, pod_id: str) -> None:
+        self.runs.end(pod_id)
         await self._move(pod_id, {"running": "exited", "paused": "exited"})
 
     async def resume(self, pod_id: str) -> Pod:
@@ -223,6 +241,8 @@ class InMemoryEngine:
 
     async def remove_installation(self, *, with_volumes: bool = False) -> tuple[str, ...]:
         await self._answer("remove the installation")
+        for pod_id in self._pods:
+            self.runs.end(pod_id)
         self._pods.clear()
         if with_volumes:
             self._volumes.clear()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from app.engines.builds import Builds
     from app.engines.jobs import Jobs
+    from app.engines.runs import RunOutcome, RunSpec
 
 ALL_TRAFFIC = IPv4Network("0.0.0.0/0")
 
@@ -203,6 +204,22 @@ class Engine(Protocol):
 
     async def detach(self, pod_id: str, roles: Iterable[str]) -> None:
         """Kill and remove containers that were attached, and the pod's volumes that only they had. Silent if absent."""
+        ...
+
+    async def run(self, pod_id: str, spec: RunSpec) -> RunOutcome:
+        """Run a program to its end in a container of its own beside a running pod, which is the same without it.
+
+        Once this returns, raises or is cancelled the container is gone, or will be in a moment; a run fails when its
+        pod is paused, halted or stopped. Not to be repeated blindly.
+        Raises: PodGone, ImageMissing, EngineOutOfSpace, EngineError also for a program that cannot be started.
+        """
+        ...
+
+    async def remove_lost_runs(self) -> None:
+        """Remove the containers of runs that nobody in this process waits for: what a killed one left.
+
+        For the one process of an installation that runs programs beside its pods. Safe to repeat.
+        """
         ...
 
     async def stop(self, pod_id: str) -> None:

@@ -1,0 +1,138 @@
+"""Runs beside pods on Docker: what confines them, what ends them, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from app.engines.interface import Limits, VolumeMount
+from app.engines.runs import MIB, RunOutcome, RunSpec
+from app.errors import EngineError
+from tests.engine.conftest import INSTALLATION
+from tests.engine.subjects import DockerSubject, container, pod, until
+
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
+
+POD = "pod-runs"
+SERVE = "python3 -m http.server --bind 127.0.0.1 8123"
+
+
+@pytest_asyncio.fixture(loop_scope="session", autouse=True)
+async def pod_with_a_service(docker_subject: DockerSubject) -> AsyncIterator[None]:
+    service = container(docker_subject.image, command=("sh", "-c", f"cd /tmp && echo hi > note && exec {SERVE}"))
+    await docker_subject.engine.start(pod(POD, service))
+    yield
+    await docker_subject.engine.stop(POD)
+    assert await left(docker_subject) == []
+
+
+async def run(subject: DockerSubject, *command: str, **more: object) -> RunOutcome:
+    return await subject.engine.run(POD, spec(subject, *command, **more))
+
+
+def spec(subject: DockerSubject, *command: str, **more: object) -> RunSpec:
+    limits = Limits(memory_mib=48, cpus=1, pids=16)
+    fields = {"image": subject.image, "command": command, "limits": limits, "timeout_s": 30.0, **more}
+    return RunSpec(**fields)  # type: ignore[arg-type]
+
+
+async def left(subject: DockerSubject) -> list[str]:
+    filters = {"label": ["sandgate.run", f"sandgate.installation={INSTALLATION}"]}
+    listed = await asyncio.to_thread(subject.api.containers, all=True, filters=filters)
+    return [item["Names"][0] for item in listed]
+
+
+async def test_a_run_has_no_capability_no_way_to_more_and_its_limits(docker_subject: DockerSubject) -> None:
+    facts = (
+        "grep -hE 'CapEff|CapBnd|NoNewPrivs' /proc/self/status | cut -f2;"
+        " cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null;"
+        " cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null"
+    )
+    outcome = await run(docker_subject, "sh", "-c", facts)
+    assert outcome.stdout.content.split() == [b"0" * 16, b"0" * 16, b"1", b"16", str(48 * MIB).encode()]
+
+
+FETCH = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8123/note', timeout=5).read())"
+
+
+async def test_localhost_is_the_pods_unless_the_run_has_no_network(docker_subject: DockerSubject) -> None:
+    assert b"hi" in (await run(docker_subject, "python3", "-c", FETCH)).stdout.content
+    alone = await run(docker_subject, "python3", "-c", FETCH, has_network=False)
+    assert alone.exit_code == 1
+    assert b"refused" in alone.stderr.content
+    interfaces = "import socket; print([name for _, name in socket.if_nameindex()])"
+    lonely = await run(docker_subject, "python3", "-c", interfaces, has_network=False)
+    assert lonely.stdout.content == b"['lo']\n"
+
+
+async def test_an_argument_stays_one_and_no_shell_reads_it(docker_subject: DockerSubject) -> None:
+    arguments = ("$(id)", "a b", "", "--rm", "; exit 1", "`id`", "\u00e9\n")
+    outcome = await run(docker_subject, "python3", "-c", "import sys; print(sys.argv[1:])", *arguments)
+    assert outcome.stdout.content.decode() == f"{list(arguments)}\n"
+
+
+async def test_a_flood_is_ended_and_its_beginning_is_kept(docker_subject: DockerSubject) -> None:
+    outcome = await run(docker_subject, "sh", "-c", "yes; echo never", stdout_limit=MIB)
+    assert (outcome.ended_by, outcome.stdout.content, outcome.stdout.is_cut) == ("output", b"y\n" * (MIB // 2), True)
+
+
+async def test_output_that_is_no_text_arrives_byte_for_byte(docker_subject: DockerSubject) -> None:
+    program = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 4)"
+    assert (await run(docker_subject, "python3", "-c", program)).stdout.content == bytes(range(256)) * 4
+
+
+async def test_a_run_that_needs_too_much_memory_is_told_apart(docker_subject: DockerSubject) -> None:
+    outcome = await run(docker_subject, "python3", "-c", "x = bytearray(256 << 20); x[:] = b'1' * len(x)")
+    assert (outcome.exit_code, outcome.ended_by) == (137, "memory")
+    by_hand = await run(docker_subject, "sh", "-c", "exit 137")
+    assert (by_hand.exit_code, by_hand.ended_by) == (137, "itself")
+
+
+async def test_what_cannot_be_started_is_told_with_the_reason(docker_subject: DockerSubject) -> None:
+    absent = await run(docker_subject, "/no-such-program")
+    assert absent.exit_code == 127
+    assert b"/no-such-program failed: No such file or directory" in absent.stderr.content
+    with pytest.raises(EngineError, match="no-such-user"):
+        await run(docker_subject, "true", user="no-such-user")
+    with pytest.raises(EngineError, match="Volume absent is not on the engine"):
+        await run(docker_subject, "true", mounts=(VolumeMount(volume="absent", path="/data"),))
+    assert await left(docker_subject) == []
+
+
+async def test_nothing_is_left_of_a_run_however_early_it_is_cancelled(docker_subject: DockerSubject) -> None:
+    for turns in range(12):
+        running = asyncio.create_task(run(docker_subject, "sleep", "60"))
+        await asyncio.sleep(turns * 0.05)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    async def is_gone() -> bool:
+        return await left(docker_subject) == []
+
+    await until(is_gone)
+
+
+async def test_the_next_process_removes_what_a_killed_one_left_and_nothing_of_its_own(
+    docker_subject: DockerSubject, base_image: str
+) -> None:
+    labels = {"sandgate.installation": INSTALLATION, "sandgate.run": POD}
+    create = docker_subject.api.create_container
+    await asyncio.to_thread(create, base_image, command=["sleep", "60"], labels=labels, name="sandgate-left-run-1")
+    running = asyncio.create_task(run(docker_subject, "sleep", "60"))
+
+    async def both_are_there() -> bool:
+        return len(await left(docker_subject)) == 2
+
+    await until(both_are_there)
+    await docker_subject.engine.prepare()  # as `sandgate doctor` does beside a server
+    assert len(await left(docker_subject)) == 2
+    await docker_subject.engine.remove_lost_runs()
+    (own,) = await left(docker_subject)
+    assert own.startswith(f"/sandgate-{POD}-run-")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
