@@ -9,7 +9,7 @@ Module map, from the outside in:
     lean_uvicorn, one_write  the HTTP server, without what is not needed of it
     control                  the control door: configuration, state, requests from the workspace
     configuration, fields    what PUT /config says, checked and frozen
-    configuration_requests   what the workspace asks of the control plane
+    control_plane_requests   what the workspace and container tools ask of the control plane
     gateway                  builds the parts below
     asgi, security, sse      the little of HTTP that is needed
     downstream/              the gateway as clients see it
@@ -21,10 +21,10 @@ Module map, from the outside in:
         reply                JSON or event stream
     aggregate, routes        one server made of all: names, lists, capabilities
     discovery, tool_search   three tools instead of all
-    naming, tool_rules, uris, rewriting, cursors, headers, redaction, allowance     pure rules
+    naming, tool_rules, uris, rewriting, cursors, headers, redaction, allowance, container_results     pure rules
     eras/                    outgoing requests, the probe, translation off the diagonal
     servers/                 fleet, server (life of one), catalogue (its lists)
-    upstreams/               connections: stdio, door (workspace and socket), http, sse_connection
+    upstreams/               connections: stdio, door (workspace and socket), http, sse_connection, containers
                              correlation (whose message is whose), addresses (where remote servers may be)
     jsonrpc, framing, protocol, lists, callers      what everything above shares
 """

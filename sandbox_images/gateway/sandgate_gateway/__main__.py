@@ -15,8 +15,8 @@ import uvloop
 
 from sandgate_gateway import lean_uvicorn
 from sandgate_gateway.asgi import Receive, Scope, Send
-from sandgate_gateway.configuration_requests import ConfigurationRequests
 from sandgate_gateway.control import ControlEndpoint
+from sandgate_gateway.control_plane_requests import ControlPlaneRequests
 from sandgate_gateway.gateway import Gateway
 from sandgate_gateway.one_write import OneWriteProtocol
 
@@ -60,8 +60,9 @@ class Ports:
 
 async def serve(options: argparse.Namespace, token: str) -> None:
     sockets = [_listen(options.host, port) for port in (options.mcp_port, options.control_port)]
-    gateway = Gateway(Path(options.data_dir), own_users=options.server_users == "own")
-    control = ControlEndpoint(gateway, ConfigurationRequests(), token)
+    requests = ControlPlaneRequests()
+    gateway = Gateway(Path(options.data_dir), requests, own_users=options.server_users == "own")
+    control = ControlEndpoint(gateway, requests, token)
     config = lean_uvicorn.Config(
         Ports(gateway, control, sockets[1].getsockname()[1]),
         http=OneWriteProtocol,

@@ -17,7 +17,7 @@ from sandgate_gateway.fields import (
     string_map,
     strings,
 )
-from sandgate_gateway.lists import KINDS, Offer
+from sandgate_gateway.lists import KINDS, Item, Offer
 from sandgate_gateway.naming import Naming
 from sandgate_gateway.protocol import LATEST_LEGACY_VERSION
 from sandgate_gateway.tool_rules import ALL_TOOLS, ToolRules, parse_tool_rules
@@ -71,7 +71,15 @@ class SseTransport:
     allow_private: bool = False
 
 
-Transport = StdioTransport | WorkspaceTransport | SocketTransport | HttpTransport | SseTransport
+@dataclass(frozen=True)
+class ContainersTransport:
+    """No server at all: each call of a tool is a container that the control plane runs."""
+
+    tools: tuple[Item, ...]
+    """As they are listed."""
+
+
+Transport = StdioTransport | WorkspaceTransport | SocketTransport | HttpTransport | SseTransport | ContainersTransport
 
 Start = Literal["eager", "lazy"]
 
@@ -203,6 +211,12 @@ def _transport(transport: Mapping[str, Any], where: str) -> Transport:
             )
         case "socket":
             return SocketTransport(string(transport.get("path"), f"{where}: path"))
+        case "containers":
+            tools = objects(transport.get("tools"), f"{where}: tools")
+            for index, tool in enumerate(tools):
+                string(tool.get("name"), f"{where}: tools[{index}].name")
+                mapping(tool.get("inputSchema"), f"{where}: tools[{index}].inputSchema")
+            return ContainersTransport(tuple(tools))
         case "http" | "sse" as kind:
             url = string(transport.get("url"), f"{where}: url")
             if not url.startswith(("http://", "https://")):
@@ -211,7 +225,9 @@ def _transport(transport: Mapping[str, Any], where: str) -> Transport:
             allow_private = boolean(transport.get("allowPrivate"), f"{where}: allowPrivate")
             return (HttpTransport if kind == "http" else SseTransport)(url, headers, allow_private)
         case _:
-            raise ConfigurationError(f'{where}: transport.type must be "stdio", "workspace", "socket", "http" or "sse"')
+            raise ConfigurationError(
+                f'{where}: transport.type must be "stdio", "workspace", "socket", "containers", "http" or "sse"'
+            )
 
 
 def _door(value: Any) -> StdioDoor:

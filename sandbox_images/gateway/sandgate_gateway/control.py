@@ -19,7 +19,7 @@ from sandgate_gateway.asgi import (
     respond_json,
 )
 from sandgate_gateway.configuration import parse_configuration
-from sandgate_gateway.configuration_requests import ConfigurationRequests, TooManyRequestsError
+from sandgate_gateway.control_plane_requests import ControlPlaneRequests, RefusedError, TooManyRequestsError
 from sandgate_gateway.fields import ConfigurationError
 from sandgate_gateway.gateway import Gateway
 
@@ -32,7 +32,7 @@ MAX_WAIT_S = 120.0
 
 
 class ControlEndpoint:
-    def __init__(self, gateway: Gateway, requests: ConfigurationRequests, token: str) -> None:
+    def __init__(self, gateway: Gateway, requests: ControlPlaneRequests, token: str) -> None:
         self._gateway = gateway
         self._requests = requests
         self._token = token
@@ -62,7 +62,8 @@ class ControlEndpoint:
                 return 200, self._lists(_query(scope, "server"), partial=_query(scope, "partial") == "1")
             case "GET", "/requests":
                 self._authorize(headers)
-                return 200, {"requests": await self._requests.waiting(_wait(scope))}
+                known = frozenset(filter(None, (_query(scope, "known") or "").split(",")))
+                return 200, {"requests": await self._requests.waiting(known, _wait(scope))}
             case "POST", "/requests":
                 self._authorize_workspace(headers)
                 return await self._submit(await _json(receive, headers, MAX_REQUEST))
@@ -105,20 +106,21 @@ class ControlEndpoint:
         if "mcp" in body and not isinstance(body.get("token"), str):
             raise HttpError(400, "token must be a string.")
         try:
-            ok, message = await self._requests.submit(
-                {key: body[key] for key in ("mcp", "token", "pull") if key in body}
-            )
+            await self._requests.configure({key: body[key] for key in ("mcp", "token", "pull") if key in body})
+        except RefusedError as error:
+            return 422, {"ok": False, "message": str(error)}
         except TooManyRequestsError:
             raise HttpError(429, "Too many configuration requests are waiting.") from None
         except TimeoutError:
             return 504, {"ok": False, "message": "The control plane has not answered."}
-        return (200, {"ok": True}) if ok else (422, {"ok": False, "message": message or "refused"})
+        return 200, {"ok": True}
 
     def _settle(self, identifier: str, body: dict[str, Any]) -> tuple[int, Any]:
         if not isinstance(body.get("ok"), bool):
             raise HttpError(400, "ok must be true or false.")
         message = body.get("message")
-        if not self._requests.settle(identifier, body["ok"], message if isinstance(message, str) else None):
+        refused = RefusedError(message if isinstance(message, str) else "refused")
+        if not self._requests.settle(identifier, body.get("outcome") if body["ok"] else refused):
             raise HttpError(404, "This request does not wait (any more).")
         return 200, {"ok": True}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sandgate_gateway.aggregate import Aggregate
 from sandgate_gateway.configuration import Configuration
+from sandgate_gateway.control_plane_requests import ControlPlaneRequests
 from sandgate_gateway.downstream.calls import Calls
 from sandgate_gateway.downstream.endpoint import McpEndpoint
 from sandgate_gateway.downstream.fanout import Fanout
@@ -20,9 +21,11 @@ from sandgate_gateway.servers.server import Server
 class Gateway:
     """Lives within one event loop; its owner calls `close`."""
 
-    def __init__(self, data_dir: Path, *, own_users: bool = True) -> None:
+    def __init__(self, data_dir: Path, requests: ControlPlaneRequests, *, own_users: bool = True) -> None:
         """`own_users`: run each server under a uid of its own."""
-        self.fleet = Fleet(data_dir, own_users=own_users, changed=self._changed, on_notification=self._heard)
+        self.fleet = Fleet(
+            data_dir, own_users=own_users, requests=requests, changed=self._changed, on_notification=self._heard
+        )
         self._aggregate = Aggregate(self.fleet, secrets.token_bytes(32))
         calls = Calls(self._aggregate)
         self._sessions = Sessions(self._session_ended)

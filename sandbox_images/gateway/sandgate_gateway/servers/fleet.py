@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from sandgate_gateway.configuration import (
     Configuration,
+    ContainersTransport,
     HttpTransport,
     ServerDefinition,
     SocketTransport,
@@ -19,9 +20,11 @@ from sandgate_gateway.configuration import (
     Transport,
     WorkspaceTransport,
 )
+from sandgate_gateway.control_plane_requests import ControlPlaneRequests
 from sandgate_gateway.servers.server import Server
 from sandgate_gateway.upstreams.child_environment import child_environment, child_identity, prepare_home
 from sandgate_gateway.upstreams.connection import Connection, CouldNotConnectError, Listener
+from sandgate_gateway.upstreams.containers import ContainersConnection
 from sandgate_gateway.upstreams.door import DoorConnection
 from sandgate_gateway.upstreams.stdio import ChildConnection, StderrLog
 
@@ -41,8 +44,15 @@ class Fleet:
     """The servers in the order of the configuration. Its owner calls `close` at the end."""
 
     def __init__(
-        self, data_dir: Path, *, own_users: bool, changed: Callable[[], None], on_notification: OnNotification
+        self,
+        data_dir: Path,
+        *,
+        own_users: bool,
+        requests: ControlPlaneRequests,
+        changed: Callable[[], None],
+        on_notification: OnNotification,
     ) -> None:
+        self._requests = requests
         self._data_dir = data_dir
         self._own_users = own_users
         self._on_change = changed
@@ -159,6 +169,8 @@ class Fleet:
                     )
                 case SocketTransport(path=path):
                     return DoorConnection.to_socket(definition.name, listener, path, stderr)
+                case ContainersTransport(tools=tools):
+                    return ContainersConnection(definition.name, tools, self._requests)
                 case HttpTransport() | SseTransport():
                     # aiohttp costs memory that sandboxes without remote servers need not pay.
                     from sandgate_gateway.upstreams.remote import connect_remote  # noqa: PLC0415
