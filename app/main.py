@@ -360,7 +360,7 @@ async def _prepare_server(
         return ()
     if definition.package is not None:
         await packages.ensure(key, definition.package, report)
-    return (definition.image,) if definition.image is not None else ()
+    return tuple(definition.images)
 
 
 def _warm_plans(

@@ -22,6 +22,9 @@ class PodInMemory:
     inits: list[dict[str, Any]] = field(default_factory=list)
     configs: list[dict[str, Any]] = field(default_factory=list)
     requests: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
+    """To the control plane. One that has an id only takes an earlier one back."""
+    unsettled: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Those that a poll has seen, by id."""
     settled: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
 
 
@@ -76,11 +79,22 @@ class PodTransport(httpx.AsyncBaseTransport):
                 server = request.url.params["server"]
                 return httpx.Response(200, json={"digest": f"sha256:{server}", "tools": [{"name": f"{server}-tool"}]})
             case "GET", 50006, "/requests":
-                return httpx.Response(200, json={"requests": [await pod.requests.get()]})
+                known = set(filter(None, request.url.params["known"].split(",")))
+                return httpx.Response(200, json={"requests": await self._requests(pod, known)})
             case "POST", 50006, path if path.startswith("/requests/"):
+                pod.unsettled.pop(path.removeprefix("/requests/"), None)
                 await pod.settled.put({"id": path.removeprefix("/requests/"), **body})
                 return httpx.Response(204)
         return httpx.Response(404)
+
+    async def _requests(self, pod: PodInMemory, known: set[str]) -> list[dict[str, Any]]:
+        while pod.unsettled.keys() == known or not pod.requests.empty():
+            request = await pod.requests.get()
+            if request.keys() == {"id"}:
+                del pod.unsettled[request["id"]]
+            else:
+                pod.unsettled[request["id"]] = request
+        return [{"id": key} if key in known else request for key, request in pod.unsettled.items()]
 
     def _status(self, pod: PodInMemory) -> dict[str, Any]:
         servers = pod.configs[-1]["servers"] if pod.configs else []

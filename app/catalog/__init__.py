@@ -5,6 +5,7 @@ them in the database. Knows no container engine and no sandbox.
 """
 
 from app.catalog.catalog import Catalog
+from app.catalog.container_tools import CallError, CallVolume, ContainerTool, plan_call
 from app.catalog.custom import is_custom_key, render_custom
 from app.catalog.definition import Capability, Placement, ServerDefinition
 from app.catalog.description import describe, describe_whole
@@ -12,12 +13,16 @@ from app.catalog.errors import CatalogError, OptionError
 from app.catalog.fingerprint import list_fingerprint
 from app.catalog.inline import is_inline, render_inline
 from app.catalog.objections import objections_of
-from app.catalog.rendering import ImageRun, PackageRun, RemoteRun, RenderedServer, render
+from app.catalog.rendering import ContainerToolsRun, ImageRun, PackageRun, RemoteRun, RenderedServer, render
 
 __all__ = [
+    "CallError",
+    "CallVolume",
     "Capability",
     "Catalog",
     "CatalogError",
+    "ContainerTool",
+    "ContainerToolsRun",
     "ImageRun",
     "OptionError",
     "PackageRun",
@@ -31,6 +36,7 @@ __all__ = [
     "is_inline",
     "list_fingerprint",
     "objections_of",
+    "plan_call",
     "render",
     "render_custom",
     "render_inline",

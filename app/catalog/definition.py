@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, StringConstraints, ValidationInfo, model_
 from pydantic.alias_generators import to_camel
 
 from app.catalog import names, templates
+from app.catalog.container_tools import ContainerTool, faults_of, unknown_arguments
 from app.catalog.manifest_parts import ConfigObject, Items, ManifestPart, Text, refuse, refuse_duplicates
 from app.catalog.package import Package
 from app.catalog.templates import Reference, TemplateError
@@ -103,25 +104,6 @@ class Dynamic(ManifestPart):
     """The tools depend on who asks, so a list of them is never remembered."""
 
 
-class ToolContainer(ManifestPart):
-    """What one call of a container tool runs. Templates take the call's arguments: `{{args|into}}`."""
-
-    image: Text
-    command: Items[str] = ()
-    volumes: Items[Text] = ()
-    user: str | None = None
-
-
-class ContainerTool(ManifestPart):
-    """A tool of type `poci`: one container per call, without MCP inside."""
-
-    name: Text
-    description: str = ""
-    parameters: Mapping[str, JsonValue] = {"type": "object"}
-    """JSON Schema of the call's arguments: the tool's `inputSchema`."""
-    container: ToolContainer
-
-
 class ServerDefinition(ManifestPart):
     """One MCP server of the catalog."""
 
@@ -180,7 +162,7 @@ class ServerDefinition(ManifestPart):
     tools: Items[ContainerTool] = ()
     """Of type `poci`."""
     disable_network: bool = False
-    """The image server works without any network."""
+    """The image server, or each of the container tools, works without any network."""
     long_lived: bool = False
     """Docker's wish to keep one process per client; here every server is kept for as long as the sandbox lives."""
     dynamic: Dynamic = Dynamic()
@@ -206,6 +188,17 @@ class ServerDefinition(ManifestPart):
         """What its templates call the server (`eval.Evaluate` of Docker's gateway: a dot would start a path)."""
         return self.name.replace(".", "_")
 
+    @property
+    def usable_tools(self) -> tuple[ContainerTool, ...]:
+        """Of type `poci`: those that can be called. Only an imported definition has others."""
+        return tuple(tool for tool in self.tools if not any(faults_of(tool)))
+
+    @property
+    def images(self) -> frozenset[str]:
+        """What has to be on the container engine for it."""
+        own = () if self.image is None else (self.image,)
+        return frozenset((*own, *(tool.container.image for tool in self.usable_tools)))
+
     @classmethod
     def imported(cls, manifest: object) -> Self:
         """A definition from elsewhere. Templates that name nothing and arguments that expose a credential are kept, for
@@ -214,11 +207,14 @@ class ServerDefinition(ManifestPart):
         return cls.model_validate(manifest, context=_IMPORTED)
 
     def unknown_references(self) -> Iterator[tuple[str, Reference]]:
-        """Templates that name nothing in `config` and so come out empty, each with its field."""
+        """Templates that name nothing in `config`, or no parameter of their tool, and so come out empty, each with its
+        field."""
         for field, text in self.texts():
             for part in templates.parse(text):
                 if isinstance(part, Reference) and part.path[0] == self.context_name and not self._knows(part.path):
                     yield field, part
+        for tool in self.usable_tools:
+            yield from ((f"tools.{tool.name}.{field}", reference) for field, reference in unknown_arguments(tool))
 
     def exposures(self) -> Iterator[tuple[str, str]]:
         """Fields that would show a credential to others, each with the variable. Arguments show in process lists, URLs
@@ -237,6 +233,7 @@ class ServerDefinition(ManifestPart):
         self._check_kind()
         self._check_names()
         self._check_unique()
+        self._check_tools(faulty_allowed=imported)
         if self.config is not None:
             self.config.check()
         self._check_templates(unknown_allowed=imported)
@@ -265,9 +262,13 @@ class ServerDefinition(ManifestPart):
         if self.cwd is not None and not self.package:
             refuse("cwd", "only a package server has a working directory of its choice")
         only_of_images = ("volumes", "operator_volumes", "host_paths", "host_access", "capabilities")
-        for field in (*only_of_images, "user", "disable_network"):
+        for field in (*only_of_images, "user"):
             if getattr(self, field) and not self.image:
                 refuse(to_camel(field), "only an image server can have it")
+        if self.disable_network and not (self.image or self.tools):
+            refuse("disableNetwork", "only an image server or a definition of type poci can have it")
+        if self.tools and self.command:
+            refuse("command", "a definition of type poci has none of its own: its tools have")
         if self.placement == "workspace" and not self.package:
             refuse("placement", "only a package server can be placed in the workspace")
 
@@ -290,6 +291,13 @@ class ServerDefinition(ManifestPart):
         properties += [names.config_property(path) for path, _ in leaves]
         refuse_duplicates("config", properties)
 
+    def _check_tools(self, *, faulty_allowed: bool) -> None:
+        refuse_duplicates("tools", [tool.name for tool in self.tools])
+        if not faulty_allowed:
+            for tool in self.tools:
+                for fault in faults_of(tool):
+                    refuse(f"tools.{tool.name}.{fault.field}", fault.reason)
+
     def _check_templates(self, *, unknown_allowed: bool) -> None:
         known = {secret.env for secret in self.secrets}
         for item in self.env:
@@ -300,7 +308,7 @@ class ServerDefinition(ManifestPart):
                 self._check_text(field, text, known)
         if not unknown_allowed:
             for field, reference in self.unknown_references():
-                refuse(field, f"{reference} names nothing in config")
+                refuse(field, f"{reference} names {'no parameter' if self.tools else 'nothing in config'}")
 
     def _check_text(self, field: str, text: str, known_variables: set[str]) -> None:
         try:

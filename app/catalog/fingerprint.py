@@ -20,9 +20,10 @@ def list_fingerprint(
 ) -> str | None:
     """Of a server that `render` accepts. Covers version, command and configuration; a credential only by being there.
 
-    None for a server that says its lists change at run time: nothing is to be remembered of it.
+    None where nothing is to be remembered: of a server that says its lists change at run time, and of one whose tools
+    stand in the definition.
     """
-    if definition.dynamic.tools:
+    if definition.dynamic.tools or definition.tools:
         return None
     secrets = [option for option in options_of(definition) if isinstance(option, SecretOption)]
     spellings = {spelling for secret in secrets for spelling in secret.spellings}

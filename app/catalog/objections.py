@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from app.catalog.container_tools import ENGINE_SOCKETS, faults_of
 from app.catalog.definition import ServerDefinition
 
 State: TypeAlias = Literal["available", "refused"]
 """`refused`: the definition has objections, so a sandbox with it is not started."""
-
-_ENGINE_SOCKETS = ("docker.sock", "containerd.sock", "podman.sock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +41,11 @@ def notes_of(definition: ServerDefinition) -> tuple[str, ...]:
 
 
 def _objections(definition: ServerDefinition) -> Iterator[Objection]:
-    if definition.type == "poci":
-        yield Objection(
-            "type",
-            "each of its tools is a container per call, which Sandgate does not run yet",
-            "Its tools and their input schemas are shown in the catalog.",
-        )
+    if definition.tools and not definition.usable_tools:
+        yield from _objections_to_tools(definition)
     own = f"A definition of your own, catalog/servers/{definition.name}.yaml in SANDGATE_HOME, takes its place"
     for text in definition.host_paths:
-        if any(socket in text for socket in _ENGINE_SOCKETS):
+        if any(socket in text for socket in ENGINE_SOCKETS):
             yield Objection(
                 "hostPaths",
                 f"{text} would hand over the container engine, and with it the host",
@@ -74,9 +69,18 @@ def _objections(definition: ServerDefinition) -> Iterator[Objection]:
         )
 
 
+def _objections_to_tools(definition: ServerDefinition) -> Iterator[Objection]:
+    for tool in definition.tools:
+        yield from (Objection(f"tools.{tool.name}.{field}", *why) for field, *why in faults_of(tool))
+
+
 def _notes(definition: ServerDefinition) -> Iterator[str]:
     yield from definition.notes
+    known = "parameters" if definition.tools else "settings"
     for field, reference in definition.unknown_references():
-        yield f"{field}: {reference} names none of its settings, so it is always empty."
+        yield f"{field}: {reference} names none of its {known}, so it is always empty."
+    if definition.usable_tools:
+        for objection in _objections_to_tools(definition):
+            yield f"The tool is left out: {objection}"
     if definition.remote is not None and definition.oauth is not None and not definition.secrets:
         yield "oauth: the server signs callers in with OAuth, which Sandgate does not do yet; it may refuse to connect."

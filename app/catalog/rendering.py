@@ -12,6 +12,7 @@ from typing import TypeAlias
 from pydantic import JsonValue
 
 from app.catalog import templates
+from app.catalog.container_tools import ContainerTool
 from app.catalog.definition import CONTEXT_ROOT, Limits, Placement, Remote, ServerDefinition
 from app.catalog.errors import OptionError
 from app.catalog.objections import objections_of
@@ -64,7 +65,18 @@ class RemoteRun:
     allow_private: bool = False
 
 
-Run: TypeAlias = PackageRun | ImageRun | RemoteRun
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerToolsRun:
+    """Nothing that stays: each call of a tool is a container of its own."""
+
+    tools: tuple[ContainerTool, ...]
+    env: Mapping[str, str] = field(repr=False)
+    """Of every container."""
+    limits: Limits = Limits()
+    disable_network: bool = False
+
+
+Run: TypeAlias = PackageRun | ImageRun | RemoteRun | ContainerToolsRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +114,13 @@ def render(
             capabilities=definition.capabilities,
             disable_network=definition.disable_network,
         )
+    elif definition.tools:
+        run = ContainerToolsRun(
+            tools=definition.usable_tools,
+            env=env,
+            limits=definition.limits,
+            disable_network=definition.disable_network,
+        )
     else:
         program, *arguments = definition.command
         run = PackageRun(
@@ -133,7 +152,13 @@ def _check_placement(definition: ServerDefinition, key: str, placement: Placemen
     if placement is None:
         return
     if definition.package is None:
-        where = "elsewhere" if definition.remote else "in a container of its own"
+        where = (
+            "elsewhere"
+            if definition.remote
+            else "in containers of its own"
+            if definition.tools
+            else "in a container of its own"
+        )
         raise OptionError(key, "placement", f"this server runs {where}; only package servers can be placed")
     if placement == "workspace" and definition.secrets:
         raise OptionError(key, "placement", "this server has credentials, which stay out of the workspace")

@@ -68,10 +68,11 @@ def variables_in(text: str) -> Iterator[str]:
             yield from (match.group(1) or match.group(2) for match in _VARIABLE.finditer(part))
 
 
-def evaluate(text: str, context: Context, variables: Variables) -> JsonValue:
+def evaluate(text: str, context: Context, variables: Variables | None) -> JsonValue:
     """A template that is one reference keeps the type of its value; anything else is joined as text.
 
-    An unknown path is None, an unknown variable is empty text. Raises: TemplateError.
+    An unknown path is None, an unknown variable is empty text; without `variables` none is expanded. Raises:
+    TemplateError.
     """
     parts = parse(text)
     if len(parts) == 1 and isinstance(parts[0], Reference):
@@ -81,11 +82,11 @@ def evaluate(text: str, context: Context, variables: Variables) -> JsonValue:
     )
 
 
-def evaluate_text(text: str, context: Context, variables: Variables) -> str:
+def evaluate_text(text: str, context: Context, variables: Variables | None) -> str:
     return as_text(evaluate(text, context, variables))
 
 
-def evaluate_items(items: Sequence[str], context: Context, variables: Variables) -> tuple[str, ...]:
+def evaluate_items(items: Sequence[str], context: Context, variables: Variables | None) -> tuple[str, ...]:
     """The items of a list field; one that evaluates to a list is spliced in."""
     result: list[str] = []
     for item in items:
@@ -135,7 +136,9 @@ def _resolve(reference: Reference, context: Context) -> JsonValue:
     return value
 
 
-def _expand(text: str, variables: Variables) -> str:
+def _expand(text: str, variables: Variables | None) -> str:
+    if variables is None:
+        return text
     return _VARIABLE.sub(lambda match: variables.get(match.group(1) or match.group(2), ""), text)
 
 

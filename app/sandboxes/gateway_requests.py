@@ -1,4 +1,7 @@
-"""Answers what `mcp-gateway`, run in a workspace, asks the control plane for through the gateway's long poll."""
+"""Does what a gateway asks the control plane for, through the gateway's long poll.
+
+That is what `mcp-gateway`, run in a workspace, wants, one after the other, and calls of container tools, side by side.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from typing import Any
 
 import structlog
 
+from app.catalog import CallError
 from app.errors import SandgateError
+from app.sandboxes.container_calls import ContainerCalls
 from app.sandboxes.directory import Directory
 from app.sandboxes.failures import engine_problem
 from app.sandboxes.gateway_setup import GatewaySetup
@@ -28,11 +33,13 @@ class GatewayRequests:
         self,
         *,
         setup: GatewaySetup,
+        calls: ContainerCalls,
         gateways: GatewayClient,
         directory: Directory,
         spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
     ) -> None:
         self._setup = setup
+        self._calls = calls
         self._gateways = gateways
         self._directory = directory
         self._spawn = spawn
@@ -45,22 +52,73 @@ class GatewayRequests:
             self._watches[live.sandbox_id] = self._spawn(self._serve(live.sandbox_id), f"watch {live.sandbox_id}")
 
     def _end_watch(self, sandbox_id: str) -> None:
+        self._calls.forget(sandbox_id)
         if (watch := self._watches.pop(sandbox_id, None)) is not None:
             watch.cancel()
 
     async def _serve(self, sandbox_id: str) -> None:
-        while (live := self._directory.find(sandbox_id)) is not None and live.address is not None:
-            token = live.pod.secrets.gateway_token
-            try:
-                for request in await self._gateways.requests(live.address, token, wait_s=_POLL_S):
-                    failure = await self._answer(live, live.address, request)
-                    await self._gateways.settle(live.address, token, request["id"], failure=failure)
-            except PodUnreachableError as error:
-                _log.warning("gateway_unreachable", sandbox_id=sandbox_id, reason=str(error))
-                await asyncio.sleep(_RETRY_S)
+        under_way: dict[str, asyncio.Task[None]] = {}
+        runs: set[str] = set()
+        one_at_a_time = asyncio.Lock()
 
-    async def _answer(self, live: LiveSandbox, address: str, request: Mapping[str, Any]) -> str | None:
+        def begin(request: Mapping[str, Any]) -> None:
+            identifier = request["id"]
+            work = self._settle(sandbox_id, request, one_at_a_time)
+            task = under_way[identifier] = self._spawn(work, f"{identifier} of {sandbox_id}")
+
+            def ended(_: asyncio.Task[None]) -> None:
+                under_way.pop(identifier, None)
+                runs.discard(identifier)
+
+            task.add_done_callback(ended)
+            if "run" in request:
+                runs.add(identifier)
+
+        try:
+            while (live := self._directory.find(sandbox_id)) is not None and live.address is not None:
+                token, known = live.pod.secrets.gateway_token, frozenset(under_way)
+                try:
+                    asked = await self._gateways.requests(live.address, token, known=known, wait_s=_POLL_S)
+                except PodUnreachableError as error:
+                    _log.warning("gateway_unreachable", sandbox_id=sandbox_id, reason=str(error))
+                    await asyncio.sleep(_RETRY_S)
+                    continue
+                for identifier in runs - {request["id"] for request in asked}:
+                    runs.discard(identifier)
+                    under_way.pop(identifier).cancel()  # nobody waits for it any more
+                for request in asked:
+                    if request["id"] not in known:
+                        begin(request)
+        finally:
+            for task in under_way.values():
+                task.cancel()
+
+    async def _settle(self, sandbox_id: str, request: Mapping[str, Any], one_at_a_time: asyncio.Lock) -> None:
+        """Do what is asked for, and say what came of it."""
+        live = self._directory.find(sandbox_id)
+        if live is None or live.address is None:
+            return
+        failure: str | None = None
+        outcome: Mapping[str, Any] | None = None
+        if "run" in request:
+            try:
+                outcome = await self._calls.carry_out(live, request["run"])
+            except CallError as error:
+                failure = str(error)
+        else:
+            async with one_at_a_time:
+                failure = await self._configure(sandbox_id, request)
+        token = live.pod.secrets.gateway_token
+        try:
+            await self._gateways.settle(live.address, token, request["id"], failure=failure, outcome=outcome)
+        except PodUnreachableError as error:
+            _log.warning("request_not_settled", sandbox_id=sandbox_id, request=request["id"], reason=str(error))
+
+    async def _configure(self, sandbox_id: str, request: Mapping[str, Any]) -> str | None:
         """What went wrong, or None."""
+        live = self._directory.find(sandbox_id)
+        if live is None or live.address is None:
+            return f"Sandbox {sandbox_id} does not run any more."
         try:
             async with asyncio.timeout(_DEADLINE_S):
                 if "pull" in request:
@@ -68,10 +126,10 @@ class GatewayRequests:
                 else:
                     options = live.sandbox.secrets.mcp_options
                     await self._setup.replace_servers(
-                        live, address, request["mcp"], options, caller_token=request["token"], wait_s=_DEADLINE_S
+                        live, live.address, request["mcp"], options, caller_token=request["token"], wait_s=_DEADLINE_S
                     )
         except SandgateError as error:
-            return engine_problem(error, f"The MCP servers of sandbox {live.sandbox_id} could not be set").message
+            return engine_problem(error, f"The MCP servers of sandbox {sandbox_id} could not be set").message
         except TimeoutError:
             return f"The servers were not up within {_DEADLINE_S:g} s."
         return None

@@ -74,14 +74,14 @@ class GatewaySetup:
     async def _fetch(self, sandbox: Sandbox, plan: GatewayPlan, keys: Collection[str]) -> GatewayPlan:
         """The plan without those of `keys` that could not be had."""
         fetched = plan.only(keys)
-        self._aside.begin(sandbox.id, [*fetched.packages, *fetched.image_servers])
+        self._aside.begin(sandbox.id, fetched.fetched_keys)
         try:
             prepared = await prepare_servers(
                 self._packages,
                 self._pulls,
                 lambda key, line: self._aside.tell(sandbox.id, key, line),
                 packages=fetched.packages,
-                images={key: container.image for key, container in fetched.image_servers.items()},
+                images=fetched.images(),
             )
             if sandbox.secrets.mcp_options.on_failure == "fail":
                 raise_for(prepared.failures)
@@ -103,7 +103,7 @@ class GatewaySetup:
             self._pulls,
             lambda key, line: None,
             packages={key: one.package for key, one in definitions.items() if one.package is not None},
-            images={key: one.image for key, one in definitions.items() if one.image is not None},
+            images={key: one.images for key, one in definitions.items()},
             wait_s=wait_s,
         )
         raise_for(prepared.failures, "Not everything could be fetched")

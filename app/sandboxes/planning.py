@@ -16,6 +16,7 @@ import orjson
 from app.catalog import (
     Capability,
     Catalog,
+    ContainerToolsRun,
     ImageRun,
     OptionError,
     PackageRun,
@@ -33,9 +34,9 @@ from app.catalog.rehearsals import rehearsed_fingerprints
 from app.engines.interface import ContainerSpec, EgressRules, File, Limits, PodSpec, VolumeMount
 from app.errors import InvalidRequest
 from app.packages import STORE_MOUNT
-from app.sandboxes.gateway_plan import GatewayPlan
+from app.sandboxes.gateway_plan import ContainerTools, GatewayPlan
 from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord
-from app.sandboxes.server_containers import SOCKETS, free_place, server_container, socket_volumes
+from app.sandboxes.server_containers import SOCKETS, free_place, limits_of, server_container, socket_volumes
 from app.templates import ResolvedTemplate
 
 AGENT_TOKEN_FILE = "/run/sandgate/agent-control-token"
@@ -150,6 +151,7 @@ def plan_gateway(
     kept = earlier.only(unchanged) if earlier is not None else GatewayPlan()
     servers = {server["name"]: server for server in kept.servers}
     image_servers = dict(kept.image_servers)
+    container_tools = dict(kept.container_tools)
     fingerprints = dict(kept.fingerprints)
     packages = dict(kept.packages)
     sockets = kept.sockets if earlier is not None else max(SOCKETS, len(mcp))
@@ -183,6 +185,15 @@ def plan_gateway(
                     )
                 image_servers[key] = server_container(place, run)
                 transport = {"type": "socket", "path": place.path}
+            case ContainerToolsRun() as run:
+                container_tools[key] = ContainerTools(
+                    tools=run.tools, env=run.env, limits=limits_of(run), has_network=not run.disable_network
+                )
+                listed = [
+                    {"name": tool.name, "description": tool.description, "inputSchema": tool.input_schema}
+                    for tool in run.tools
+                ]
+                transport = {"type": "containers", "tools": listed}
             case RemoteRun() as run:
                 kind = "sse" if run.transport_type == "sse" else "http"
                 transport = {"type": kind, "url": run.url, "headers": dict(run.headers)}
@@ -196,6 +207,7 @@ def plan_gateway(
     return GatewayPlan(
         servers=tuple(servers[key] for key in mcp),
         image_servers=image_servers,
+        container_tools=container_tools,
         fingerprints=fingerprints,
         packages=packages,
         sockets=sockets if earlier is not None else max(SOCKETS, len(image_servers)),

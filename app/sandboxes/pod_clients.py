@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
@@ -155,13 +155,26 @@ class GatewayClient:
         answer = await self._call("GET", address, path, token)
         return Lists(answer["digest"], orjson.dumps(answer))
 
-    async def requests(self, address: str, token: str, *, wait_s: float) -> list[dict[str, Any]]:
-        """What `mcp-gateway` in the workspace asked for meanwhile."""
-        answer = await self._call("GET", address, f"/requests?wait={wait_s:g}", token, timeout=wait_s + _CALL_TIMEOUT_S)
+    async def requests(
+        self, address: str, token: str, *, known: Collection[str], wait_s: float
+    ) -> list[dict[str, Any]]:
+        """What the control plane is asked for and has not settled yet, those that are `known` by their id only.
+
+        At once if it is something else than what is known, else after the wait.
+        """
+        path = f"/requests?wait={wait_s:g}&known={','.join(known)}"
+        answer = await self._call("GET", address, path, token, timeout=wait_s + _CALL_TIMEOUT_S)
         return list(answer["requests"])
 
-    async def settle(self, address: str, token: str, request_id: str, *, failure: str | None) -> None:
-        body = {"ok": True} if failure is None else {"ok": False, "message": failure}
+    async def settle(
+        self, address: str, token: str, request_id: str, *, failure: str | None, outcome: Mapping[str, Any] | None
+    ) -> None:
+        """Say what came of a request. Raises: PodUnreachableError, also if nobody waits for it any more."""
+        body: dict[str, Any] = {"ok": failure is None}
+        if failure is not None:
+            body["message"] = failure
+        if outcome is not None:
+            body["outcome"] = outcome
         await self._call("POST", address, f"/requests/{request_id}", token, content=orjson.dumps(body))
 
     async def _call(

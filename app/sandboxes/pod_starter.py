@@ -85,7 +85,7 @@ class PodStarter:
         Raises: EngineError, TooBusy, ServerStartFailed, SandboxFailed (with the last log lines of what did not come
         up).
         """
-        if plan.gateway is not None and (plan.gateway.packages or plan.gateway.image_servers):
+        if plan.gateway is not None and plan.gateway.fetched_keys:
             await self._until_prepared()
             sandbox = await self._setup.prepare(sandbox)
         if pod.address is not None:

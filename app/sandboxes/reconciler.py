@@ -94,6 +94,7 @@ class Reconciler:
                     await self._engine.prepare()
                     self._transitions.starter.engine_prepared()
                     prepare_at = loop.time() + _PREPARE_INTERVAL_S
+                    await self._engine.remove_lost_runs()
             except EngineError as error:
                 _log.warning("engine_unavailable", reason=str(error))
             except Exception:  # noqa: BLE001 - a full disk or a database that is away for a while must not end the sweep

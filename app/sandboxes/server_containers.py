@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
-from app.catalog import ImageRun
+from app.catalog import ContainerToolsRun, ImageRun
 from app.engines.interface import ContainerSpec, File, Limits, VolumeMount
 
 STDIO_BRIDGE = "/opt/sandgate/stdio-bridge"
@@ -53,17 +53,20 @@ def free_place(present: Iterable[ContainerSpec], leaving: Iterable[ContainerSpec
     return Place(number, free[0]) if free else None
 
 
-def server_container(place: Place, run: ImageRun) -> ContainerSpec:
-    limits = Limits(
+def limits_of(run: ImageRun | ContainerToolsRun) -> Limits:
+    return Limits(
         memory_mib=run.limits.memory_mib or _LIMITS.memory_mib,
         cpus=run.limits.cpus or _LIMITS.cpus,
         pids=run.limits.pids or _LIMITS.pids,
     )
+
+
+def server_container(place: Place, run: ImageRun) -> ContainerSpec:
     own = {f"{place.role}-{name}": path for name, _, path in (volume.partition(":") for volume in run.volumes)}
     return ContainerSpec(
         role=place.role,
         image=run.image,
-        limits=limits,
+        limits=limits_of(run),
         entrypoint_prefix=(_BRIDGE_IN_SERVER, f"{_IN_SERVER}/{place.role}.sock", "--"),
         command=run.command or None,
         env=run.env,

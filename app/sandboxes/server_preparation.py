@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ _log = structlog.get_logger()
 @dataclass(slots=True)
 class Prepared:
     images: dict[str, str] = field(default_factory=dict)
-    """Server key -> the name to run exactly its image by."""
+    """Image -> the name to run exactly it by."""
     failures: dict[str, str] = field(default_factory=dict)
     """Server key -> what went wrong."""
 
@@ -38,7 +38,7 @@ async def prepare_servers(
     progress: Progress,
     *,
     packages: Mapping[str, Package],
-    images: Mapping[str, str],
+    images: Mapping[str, Iterable[str]],
     wait_s: float = FETCH_WAIT_S,
 ) -> Prepared:
     """Install and pull what is absent of what servers need, by their keys; side by side. Raises: EngineError."""
@@ -46,7 +46,7 @@ async def prepare_servers(
     work: list[Coroutine[Any, Any, None]] = [
         _install(store, key, package, prepared, progress, wait_s) for key, package in packages.items()
     ]
-    work += [_pull(pulls, key, image, prepared, progress, wait_s) for key, image in images.items()]
+    work += [_pull(pulls, key, one, prepared, progress, wait_s) for key, some in images.items() for one in some]
     await all_of(work)
     return prepared
 
@@ -83,7 +83,7 @@ async def _pull(pulls: ImagePulls, key: str, image: str, prepared: Prepared, pro
 
     try:
         async with asyncio.timeout(wait_s):
-            prepared.images[key] = await pulls.ensure(image, report)
+            prepared.images[image] = await pulls.ensure(image, report)
     except TimeoutError:
         prepared.failures[key] = (
             f"MCP server {key!r} needs the image {image}, which is still being pulled ({last.line}). Try again in"

@@ -22,6 +22,7 @@ from app.engines.interface import EgressRules, Engine, Pod
 from app.errors import Conflict, EngineError, PodGone, SandgateError
 from app.packages import PackageStore
 from app.sandboxes.background import Background
+from app.sandboxes.container_calls import ContainerCalls
 from app.sandboxes.directory import Directory
 from app.sandboxes.failures import engine_problem, sandbox_not_found, start_problem
 from app.sandboxes.gateway_requests import GatewayRequests
@@ -101,7 +102,11 @@ class Transitions:
             listen_deadline_s=listen_deadline_s,
         )
         self._requests = GatewayRequests(
-            setup=self._setup, gateways=gateways, directory=directory, spawn=background.spawn
+            setup=self._setup,
+            calls=ContainerCalls(engine),
+            gateways=gateways,
+            directory=directory,
+            spawn=background.spawn,
         )
 
     async def make_tools_searchable(self) -> None:

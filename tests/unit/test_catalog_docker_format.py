@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
-from app.catalog import CatalogError, ImageRun, OptionError, RemoteRun, ServerDefinition, objections_of, render
+from app.catalog import (
+    CatalogError,
+    ContainerToolsRun,
+    ImageRun,
+    OptionError,
+    RemoteRun,
+    ServerDefinition,
+    objections_of,
+    render,
+)
 from app.catalog.formats import ReadCatalog, Refusal, read_document
 from app.catalog.objections import notes_of
 
@@ -244,8 +253,7 @@ def test_a_tool_that_is_a_container_keeps_its_input_schema() -> None:
     definition = only(tile, "curl")
     written = definition.tools[0].model_dump(exclude_defaults=True, mode="json")
     assert written == {"name": "curl", "parameters": schema, "container": container}
-    with pytest.raises(OptionError, match="a container per call, which Sandgate does not run yet"):
-        render(definition, "curl", {})
+    assert render(definition, "curl", {}).run == ContainerToolsRun(tools=definition.tools, env={})
 
 
 def test_a_template_that_names_nothing_comes_out_empty_and_a_note_says_so() -> None:

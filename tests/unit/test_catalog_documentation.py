@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.catalog import ImageRun, PackageRun, RemoteRun, render
+from app.catalog import ContainerToolsRun, ImageRun, PackageRun, RemoteRun, plan_call, render
 from app.catalog.catalog import parse_manifest
 from app.catalog.names import server_key
 
@@ -43,6 +43,14 @@ def test_there_is_an_example_of_each_kind() -> None:
         ),
         "docs": RemoteRun(url="https://docs.example/mcp", headers={"Authorization": f"Bearer {CREDENTIAL}"}),
     }
+
+
+def test_the_example_of_a_container_tool_runs_what_the_text_says() -> None:
+    run = render(MANIFESTS["media"], "media", {}).run
+    assert isinstance(run, ContainerToolsRun)
+    call = plan_call(run.tools[0], {"args": ["-i", "/films/a b.mp4"], "directory": "/films"})
+    assert (call.command, call.user) == (("-hide_banner", "-i", "/films/a b.mp4"), "1000:1000")
+    assert [volume.source for volume in call.volumes] == ["/films"]
 
 
 @pytest.mark.parametrize(("name", "key"), re.findall(r"^\| `([^`]+)` \| `([A-Za-z0-9]+)` \|$", PAGE, re.MULTILINE)[:5])
