@@ -35,7 +35,7 @@ def describe_whole(definition: ServerDefinition) -> dict[str, JsonValue]:
     """`GET /api/v1/catalog/servers/{key}`: with tools as the definition lists them, and the manifest itself."""
     listed = definition.annotations.get("tools")
     tools: list[JsonValue] = [
-        {"name": tool.name, "description": tool.description, "inputSchema": dict(tool.parameters)}
+        {"name": tool.name, "description": tool.description, "inputSchema": tool.input_schema}
         for tool in definition.tools
     ]
     return describe(definition) | {

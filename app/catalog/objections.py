@@ -79,8 +79,9 @@ def _notes(definition: ServerDefinition) -> Iterator[str]:
     known = "parameters" if definition.tools else "settings"
     for field, reference in definition.unknown_references():
         yield f"{field}: {reference} names none of its {known}, so it is always empty."
-    if definition.usable_tools:
-        for objection in _objections_to_tools(definition):
-            yield f"The tool is left out: {objection}"
+    if usable := definition.usable_tools:
+        yield from (f"A tool is left out: {objection}" for objection in _objections_to_tools(definition))
+        if on_files := [tool.name for tool in usable if tool.container.volumes]:
+            yield f"{', '.join(on_files)}: sees files in the sandbox's volumes only; create it with volumeMounts."
     if definition.remote is not None and definition.oauth is not None and not definition.secrets:
         yield "oauth: the server signs callers in with OAuth, which Sandgate does not do yet; it may refuse to connect."
