@@ -71,6 +71,15 @@ class DockerJobs:
         archive = await self._helpers.read_volume(self._image, source, directory, doing=doing)
         return {} if archive is None else _files(archive)
 
+    async def others_using(self, volume: str) -> frozenset[str]:
+        def look(api: docker.APIClient) -> frozenset[str]:
+            filters = {"volume": docker_pods.shared_volume_name(volume), "label": [INSTALLATION_LABEL]}
+            found = api.containers(all=True, filters=filters)
+            return frozenset(container["Labels"][INSTALLATION_LABEL] for container in found)
+
+        found = await self._client.call(look, doing=f"see who uses volume {volume}")
+        return found - {self._installation}
+
     async def remove_all(self) -> None:
         """Those of this installation. Safe to repeat."""
 

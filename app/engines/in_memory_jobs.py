@@ -25,6 +25,8 @@ class InMemoryJobs:
         self.started: list[JobSpec] = []
         self.shared: dict[str, dict[str, bytes]] = {}
         """Shared volume -> its files by path."""
+        self.others: set[str] = set()
+        """Other installations that use shared volumes."""
         self._images = images
         self._answer = answer
         self._running: dict[str, asyncio.Task[JobOutcome]] = {}
@@ -40,6 +42,10 @@ class InMemoryJobs:
             self._running[spec.name] = task
             task.add_done_callback(lambda _: self._running.pop(spec.name))
         return await asyncio.shield(task)
+
+    async def others_using(self, volume: str) -> frozenset[str]:
+        await self._answer(f"see who uses volume {volume}")
+        return frozenset(self.others)
 
     async def read_shared(self, volume: str, directory: str) -> Mapping[str, bytes]:
         await self._answer(f"read {directory} of volume {volume}")

@@ -52,6 +52,10 @@ class Jobs(Protocol):
         """
         ...
 
+    async def others_using(self, volume: str) -> frozenset[str]:
+        """Names of the other installations of which containers have a shared volume, running or not."""
+        ...
+
     async def read_shared(self, volume: str, directory: str) -> Mapping[str, bytes]:
         """Files of a shared volume below a directory, 16 MiB at most, by their path there; empty without such a one."""
         ...

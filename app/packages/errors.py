@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from app.catalog.package import Package
 from app.errors import SandgateError
 
@@ -15,6 +17,16 @@ class PackageInstallError(SandgateError):
         self.key = key
         self.package = package
         self.output = output
+
+
+class PackagesInUseError(SandgateError):
+    """Sandboxes of other homes may run what is in the store."""
+
+    def __init__(self, installations: Iterable[str]) -> None:
+        super().__init__(
+            f"Other homes have sandboxes on this engine, which may use any package: {', '.join(sorted(installations))}."
+            " Stop those first."
+        )
 
 
 class PackageLockError(SandgateError):

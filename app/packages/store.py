@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.catalog.package import STORE_PATH, Package
 from app.engines.interface import Engine, File, Limits, VolumeMount
 from app.engines.jobs import JobOutcome, JobSpec, Report
-from app.errors import EngineOutOfSpace
-from app.packages.errors import PackageInstallError
+from app.errors import EngineError, EngineOutOfSpace
+from app.packages.errors import PackageInstallError, PackagesInUseError
 from app.packages.locks import LockFiles, PackageLocks
 
 STORE_MOUNT = VolumeMount(volume="mcp-store", path=STORE_PATH, read_only=True, shared=True)
@@ -23,6 +26,7 @@ STORE_MOUNT = VolumeMount(volume="mcp-store", path=STORE_PATH, read_only=True, s
 
 INSTALL_TIMEOUT_S = 900
 _WRITABLE = "/mnt/store"
+_REMOVER = "/run/sandgate/remove_packages.py"
 _INSTALLER = "/run/sandgate/install_package.py"
 _LIMITS = Limits(memory_mib=3072, cpus=2.0, pids=1024)
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "KILL", "SETGID", "SETUID")
@@ -30,6 +34,16 @@ _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "KILL", "SETGID", "SETUID")
 _OUT_OF_SPACE = 28
 _TIMED_OUT = (124, 137)
 _OUTPUT_LINES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    registry: str
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version} ({'npm' if self.registry == 'npm' else 'PyPI'})"
 
 
 class PackageStore:
@@ -68,6 +82,44 @@ class PackageStore:
     async def lock_of(self, package: Package) -> LockFiles:
         """The lock that an installation was made from; empty if it is not installed."""
         return await self._jobs.read_shared(STORE_MOUNT.volume, f"{package.digest}/.sandgate-lock")
+
+    async def installed(self) -> Mapping[str, Installed]:
+        """By digest."""
+        markers = await self._jobs.read_shared(STORE_MOUNT.volume, ".installed")
+        found = {name.removesuffix(".json"): json.loads(text) for name, text in markers.items() if name[0] != "."}
+        return {
+            digest: Installed(registry=marker["registry"], name=marker["name"], version=marker["version"])
+            for digest, marker in found.items()
+        }
+
+    async def remove(self, digests: Iterable[str], *, dry_run: bool = False) -> int:
+        """Remove these installations; gives the bytes that frees, which `dry_run` only tells. Safe to repeat.
+
+        Nothing may run from them any more, and no store that knows them may be asked for them.
+        Raises: PackagesInUseError, EngineError.
+        """
+        others = await self._jobs.others_using(STORE_MOUNT.volume)
+        if others and not dry_run:
+            raise PackagesInUseError(others)
+        request = json.dumps({"digests": sorted(digests), "remove": not dry_run}).encode()
+        spec = JobSpec(
+            name=f"remove-{uuid.uuid4().hex}",
+            image=self._image,
+            command=("python3", "-I", _REMOVER),
+            limits=_LIMITS,
+            timeout_s=INSTALL_TIMEOUT_S,
+            files=(
+                File(path=_REMOVER, content=self._installer.with_name("remove_packages.py").read_bytes()),
+                File(path="/run/sandgate/removal.json", content=request),
+            ),
+            shared={STORE_MOUNT.volume: _WRITABLE},
+            capabilities=("DAC_OVERRIDE",),
+        )
+        outcome = await self._jobs.run(spec, lambda line: None)
+        if outcome.exit_code != 0:
+            raise EngineError(f"The packages could not be removed: {outcome.output.strip() or outcome.exit_code}")
+        freed: int = json.loads(outcome.output.strip().splitlines()[-1])["bytes"]
+        return freed
 
     def _job(self, package: Package) -> JobSpec:
         request = package.model_dump(mode="json", by_alias=True) | {"digest": package.digest}

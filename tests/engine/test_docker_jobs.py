@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from dataclasses import replace
 
 import docker
 import pytest
+from docker.types import Mount
 
+from app.engines.docker_pods import INSTALLATION_LABEL, shared_volume_name
 from app.engines.interface import File, Limits
 from app.engines.jobs import JobSpec
 from tests.engine.subjects import DockerSubject
@@ -55,3 +58,25 @@ async def test_a_job_is_no_pod(docker_subject: DockerSubject) -> None:
     await docker_subject.engine.jobs.remove_all()
     assert (await running).exit_code is None
     assert await _jobs_left(docker_subject.api, spec) == []
+
+
+async def test_who_else_has_a_shared_volume_is_told(docker_subject: DockerSubject) -> None:
+    volume = f"test-{uuid.uuid4().hex[:8]}"
+    jobs = docker_subject.engine.jobs
+    spec = replace(job(docker_subject.image, "touch /data/note"), shared={volume: "/data"})
+    await jobs.run(spec, lambda line: None)
+    assert await jobs.others_using(volume) == frozenset()
+    name = shared_volume_name(volume)
+
+    def other() -> str:
+        host = docker_subject.api.create_host_config(mounts=[Mount(target="/data", source=name, type="volume")])
+        labels = {INSTALLATION_LABEL: "another-home"}
+        made = docker_subject.api.create_container(docker_subject.image, ["true"], labels=labels, host_config=host)
+        return str(made["Id"])
+
+    container = await asyncio.to_thread(other)
+    try:
+        assert await jobs.others_using(volume) == {"another-home"}
+    finally:
+        await asyncio.to_thread(docker_subject.api.remove_container, container)
+        await asyncio.to_thread(docker_subject.api.remove_volume, name)

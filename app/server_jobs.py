@@ -1,0 +1,85 @@
+"""What the commands for package servers share: the engine with its packages, the servers meant, and the work shown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from app.catalog import Catalog, ServerDefinition
+from app.catalog.merging import Entry
+from app.engines.interface import Engine
+from app.engines.jobs import Report
+from app.errors import NotFound, SandgateError
+from app.job_display import JobDisplay
+from app.main import make_engine, make_packages, sandbox_images
+from app.packages import PackageStore
+from app.settings import Settings
+from app.terminal import console
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    engine: Engine
+    packages: PackageStore
+
+
+@asynccontextmanager
+async def opened_tools(settings: Settings, *, suffix: str = "") -> AsyncIterator[Tools]:
+    """An engine with its networks and the packages on it. With a `suffix`, an installation that is removed again."""
+    tags = sandbox_images(settings)
+    engine = make_engine(settings, tags, suffix=suffix)
+    try:
+        await engine.prepare()
+        yield Tools(engine, make_packages(settings, engine, tags))
+    finally:
+        if suffix:
+            await engine.remove_installation()
+        await engine.aclose()
+
+
+def package_servers(loaded: Catalog, keys: Sequence[str] | None, *, every: bool) -> list[Entry]:
+    """Raises: NotFound for a key that is unknown or of a server that comes in no package."""
+    if every:
+        return [entry for d in loaded if d.package is not None and (entry := loaded.entry(d.key)) is not None]
+    if not keys:
+        raise NotFound("Name at least one server. `sandgate catalog list` shows all.")
+    found = []
+    for key in keys:
+        entry = loaded.entry(key)
+        if entry is None:
+            nearest = loaded.nearest(key)
+            hint = f" Did you mean {nearest!r}?" if nearest else ""
+            raise NotFound(f"There is no MCP server {key!r} in the catalog.{hint}")
+        if entry.definition.package is None:
+            raise NotFound(f"MCP server {key!r} comes in no package, so there is nothing to install.")
+        found.append(entry)
+    return found
+
+
+async def each(
+    definitions: Iterable[ServerDefinition],
+    work: Callable[[ServerDefinition, Report], Awaitable[str]],
+    *,
+    at_once: int,
+) -> list[str]:
+    """Do `work` for all, some at a time, and show how far it is; gives what went wrong, a message a server."""
+    turn = asyncio.Semaphore(at_once)
+    failures: list[str] = []
+    definitions = list(definitions)
+
+    async def one(definition: ServerDefinition, display: JobDisplay) -> None:
+        async with turn:
+            job = display.begin(definition.key)
+            try:
+                job.end(await work(definition, job.report))
+            except SandgateError as error:
+                failures.append(str(error))
+                job.end("[red]failed[/]")
+
+    with JobDisplay(console, total=len(definitions)) as display:
+        async with asyncio.TaskGroup() as group:
+            for definition in definitions:
+                group.create_task(one(definition, display), name=definition.key)
+    return failures
