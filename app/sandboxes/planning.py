@@ -31,7 +31,7 @@ from app.catalog import (
     render_inline,
 )
 from app.catalog.rehearsals import rehearsed_fingerprints
-from app.engines.interface import ContainerSpec, EgressRules, File, Limits, PodSpec, VolumeMount
+from app.engines.interface import ContainerSpec, EgressRules, Limits, PodSpec, VolumeMount
 from app.errors import InvalidRequest
 from app.packages import STORE_MOUNT
 from app.sandboxes.gateway_plan import ContainerTools, GatewayPlan
@@ -39,10 +39,10 @@ from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord
 from app.sandboxes.server_containers import SOCKETS, free_place, limits_of, server_container, socket_volumes
 from app.templates import ResolvedTemplate
 
-AGENT_TOKEN_FILE = "/run/sandgate/agent-control-token"
+CONTROL_TOKEN_DIGEST = "SANDGATE_CONTROL_TOKEN_SHA256"
+"""The variable by which agent and gateway know their control token when they see it. It tells nobody the token."""
 VOLUME_LABEL = "volume"
 """Of the pods that serve a volume's files (`app.volumes`); they belong to no sandbox and have no row."""
-GATEWAY_TOKEN_FILE = "/run/sandgate/gateway-control-token"
 STDIO_DOOR_PORT = 49984
 
 _POD_START_S = 60.0
@@ -240,17 +240,22 @@ def check_known(keys: Iterable[str], catalog: Catalog) -> None:
 
 
 def make_pod_spec(plan: SandboxPlan, pod: PodRecord) -> PodSpec:
-    """The plan as the engine takes it, with the pod's control tokens as files."""
-    files = {
-        "workspace": (File(path=AGENT_TOKEN_FILE, content=pod.secrets.agent_token.encode()),),
-        "gateway": (File(path=GATEWAY_TOKEN_FILE, content=pod.secrets.gateway_token.encode()),),
-    }
+    """The plan as the engine takes it, with what each container needs to know of its control token."""
+    tokens = {"workspace": pod.secrets.agent_token, "gateway": pod.secrets.gateway_token}
     return PodSpec(
         pod_id=pod.id,
-        containers=tuple(replace(container, files=files[container.role]) for container in plan.containers),
+        containers=tuple(
+            replace(container, env={**container.env, **control_environment(tokens[container.role])})
+            for container in plan.containers
+        ),
         egress=plan.egress,
         egress_rules=plan.egress_rules,
     )
+
+
+def control_environment(token: str) -> dict[str, str]:
+    """What a container of an agent or a gateway is made with. docs/ARCHITECTURE.md, section 6.1."""
+    return {CONTROL_TOKEN_DIGEST: hashlib.sha256(token.encode()).hexdigest()}
 
 
 def make_gateway_config(

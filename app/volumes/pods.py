@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import httpx
 import structlog
 
-from app.engines.interface import ContainerSpec, Engine, File, Limits, Pod, PodSpec, VolumeMount
+from app.engines.interface import ContainerSpec, Engine, Limits, Pod, PodSpec, VolumeMount
 from app.errors import EngineError, EngineNotPrepared
 from app.ids_and_time import new_pod_id, new_token
-from app.sandboxes.planning import AGENT_TOKEN_FILE, VOLUME_LABEL
+from app.sandboxes.planning import VOLUME_LABEL, control_environment
 from app.sandboxes.pod_clients import AGENT_PORT
 from app.volumes.failures import engine_errors_mapped
 
@@ -122,7 +122,7 @@ class VolumePods:
             image=self._image,
             limits=_LIMITS,
             command=("--volume", _MOUNTED_AT),
-            files=(File(path=AGENT_TOKEN_FILE, content=pod.token.encode()),),
+            env=control_environment(pod.token),
             mounts=(VolumeMount(volume=volume_id, path=_MOUNTED_AT),),
             capabilities=_CAPABILITIES,
         )

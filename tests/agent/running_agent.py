@@ -24,6 +24,8 @@ from e2b import AsyncSandbox, Sandbox
 from e2b.connection_config import ConnectionConfig
 from packaging.version import Version
 
+from app.sandboxes.planning import control_environment
+
 PACKAGE_DIRECTORY = Path(__file__).parents[2] / "sandbox_images" / "workspace"
 CONTROL_TOKEN = "control-token-of-the-test"
 ACCESS_TOKEN = "access-token-of-the-test"
@@ -125,7 +127,6 @@ def running_agent(*, volume: str | None = None) -> Iterator[RunningAgent]:
 def _running_in(directory: Path, volume: str | None) -> Iterator[RunningAgent]:
     _make_accounts(directory)
     port, door_port = free_port(), free_port()
-    (directory / "control-token").write_text(CONTROL_TOKEN)
     script = (
         'mount --bind "$0/passwd" /etc/passwd && mount --bind "$0/group" /etc/group'
         ' && mount -t tmpfs -o size=1m,mode=1777 none "$0/small"'
@@ -135,7 +136,6 @@ def _running_in(directory: Path, volume: str | None) -> Iterator[RunningAgent]:
     options = [
         sys.executable,
         *("-m", "sandgate_agent", "--host", "127.0.0.1", "--port", str(port), "--door-port", str(door_port)),
-        *("--control-token-file", str(directory / "control-token")),
         *("--mcp-token-file", str(directory / "mcp-gateway" / ".token")),
         *("--facts-directory", str(directory / "facts")),
         *(() if volume is None else ("--volume", str(directory / volume))),
@@ -146,7 +146,7 @@ def _running_in(directory: Path, volume: str | None) -> Iterator[RunningAgent]:
             [*command, *options],
             stdout=output,
             stderr=output,
-            env={"PATH": _PATH, "PYTHONPATH": str(PACKAGE_DIRECTORY)},
+            env={"PATH": _PATH, "PYTHONPATH": str(PACKAGE_DIRECTORY), **control_environment(CONTROL_TOKEN)},
         )
     try:
         _wait_until_healthy(process, port, log)

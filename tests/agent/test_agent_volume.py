@@ -108,15 +108,16 @@ def test_removing_takes_what_is_below_along_but_never_the_root(content: httpx.Cl
 
 
 def test_no_link_and_no_path_leads_out_of_the_volume(content: httpx.Client, volume: RunningAgent) -> None:
-    secret = volume.directory / "control-token"
+    secret = volume.directory / "secret"
+    secret.write_text("secret")
     (volume.home / "link").symlink_to(secret)
-    (volume.home / "up").symlink_to("../control-token")
+    (volume.home / "up").symlink_to("../secret")
     (volume.home / "outside").symlink_to(volume.directory)
-    for path in ("/link", "/up", "/outside/control-token", "/../control-token", str(secret)):
+    for path in ("/link", "/up", "/outside/secret", "/../secret", str(secret)):
         ask(content, "GET", "/file", 404, path=path)
     ask(content, "PATCH", "/path", 404, path="/link", mode=0o777)
     ask(content, "PUT", "/file", 404, b"x", path="/outside/new")
-    assert secret.read_text() == CONTROL_TOKEN
+    assert secret.read_text() == "secret"
     link = ask(content, "GET", "/path", 200, path="/link")
     assert (link["type"], link["target"]) == ("symlink", str(secret))
 

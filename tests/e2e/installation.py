@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import docker
 import httpx
@@ -25,7 +25,9 @@ from mcp.client.streamable_http import streamable_http_client
 
 from app.engines.docker_engine import DockerEngine
 from app.engines.images import image_tags
+from app.sandboxes.models import PodSecrets
 from app.settings import ROOT, Settings
+from app.vault import Vault
 
 START_DEADLINE_S = 60.0
 CREATE_TIMEOUT_S = 180.0
@@ -185,10 +187,16 @@ class Installation:
             database.close()
         return f"sandgate-{pod_id}-{role}"
 
-    def token(self, sandbox_id: str, role: str, part: str) -> str:
-        """The control token of a pod's agent or gateway, which nobody outside has."""
-        command = ["docker", "exec", self.container(sandbox_id, role), "cat", f"/run/sandgate/{part}-control-token"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    def control_token(self, sandbox_id: str, part: Literal["agent", "gateway"]) -> str:
+        """What the control plane shows a pod's agent or gateway, and nobody else has."""
+        query = "SELECT secrets_encrypted FROM pods WHERE sandbox_id = ?"
+        database = sqlite3.connect(self.home / "sandgate.db")
+        try:
+            ((encrypted,),) = database.execute(query, [sandbox_id]).fetchall()
+        finally:
+            database.close()
+        tokens = PodSecrets(**cast(dict[str, str], Vault(self.home / "encryption-key").decrypt(encrypted)))
+        return tokens.agent_token if part == "agent" else tokens.gateway_token
 
     def volumes(self) -> list[str]:
         client = docker.APIClient(self.engine_url)

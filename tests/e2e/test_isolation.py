@@ -193,7 +193,7 @@ async def test_a_server_sees_nothing_of_another_one(sandbox: dict[str, Any]) -> 
                 told = await by("probe", command)
                 assert "ermitted" in told or "denied" in told, (command, told)
         home = (await by("probeWithSecret", "echo $HOME; touch $HOME/private")).split()[0]
-        for command in (f"ls {home}", f"touch {home}/mine", "cat /run/sandgate/gateway-control-token", "sudo -n id"):
+        for command in (f"ls {home}", f"touch {home}/mine", "cat /proc/1/environ", "sudo -n id"):
             told = await by("probe", command)
             assert any(word in told for word in ("denied", "not found", "no new privileges")), (command, told)
         # No file that all can write to lets one server leave something for another to run; uv's locks are never read.
@@ -244,8 +244,8 @@ def test_a_sandbox_full_of_processes_harms_no_other(installation: Installation, 
 
 def test_the_edge_leads_to_no_control_door(installation: Installation, sandbox: dict[str, Any]) -> None:
     sandbox_id = sandbox["sandboxID"]
-    token = installation.token(sandbox_id, "workspace", "agent")
-    gateway_token = installation.token(sandbox_id, "gateway", "gateway")
+    token = installation.control_token(sandbox_id, "agent")
+    gateway_token = installation.control_token(sandbox_id, "gateway")
     body = json.dumps({"sandboxId": sandbox_id, "accessToken": "taken-over"})
 
     def ask(method: str, path: str, **headers: str) -> int:

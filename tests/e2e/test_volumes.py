@@ -67,7 +67,7 @@ def test_a_volume_is_no_place_to_reach_the_agent_from(own: Installation) -> None
         (name,) = own.volumes()
         image = client.inspect_container(pods_of_volumes(own)[0])["Config"]["Image"]
         # What root in a sandbox may leave in a volume.
-        link = "ln -s /run/sandgate/agent-control-token /v/token; ln -s / /v/root; mkdir -p /v/run/sandgate"
+        link = "ln -s /proc/1/environ /v/secret; ln -s / /v/root; mkdir -p /v/proc/1"
         host = client.create_host_config(binds=[f"{name}:/v"], network_mode="none")
         sandbox = client.create_container(image, entrypoint=["sh", "-c", link], host_config=host)["Id"]
         client.start(sandbox)
@@ -76,9 +76,9 @@ def test_a_volume_is_no_place_to_reach_the_agent_from(own: Installation) -> None
     finally:
         client.close()
     with pytest.raises(VolumePathNotFoundException):
-        volume.read_file("/token")
-    assert {entry.name for entry in volume.list("/root")} == {"root", "run", "token"}  # the volume's own root
-    assert volume.get_info("/token").target == "/run/sandgate/agent-control-token"
+        volume.read_file("/secret")
+    assert {entry.name for entry in volume.list("/root")} == {"root", "run", "proc", "secret"}  # the volume's own root
+    assert volume.get_info("/secret").target == "/proc/1/environ"
     with pytest.raises(VolumePathNotFoundException):
         volume.read_file("/root/etc/passwd")
 

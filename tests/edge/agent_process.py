@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from app.sandboxes.planning import control_environment
 from tests.edge.serving import BOUND_S
 
 _PACKAGE = Path(__file__).parents[2] / "sandbox_images" / "workspace"
@@ -22,16 +23,14 @@ _CONTROL_TOKEN = "control-token"
 @contextmanager
 def running_agent(address: str, directory: Path, *, stdio_token: str) -> Iterator[subprocess.Popen[bytes]]:
     """An agent that is configured and listens on its two ports at `address`."""
-    (directory / "control-token").write_text(_CONTROL_TOKEN)
     options = {
         "--host": address,
-        "--control-token-file": str(directory / "control-token"),
         "--mcp-token-file": str(directory / "mcp-token"),
         "--facts-directory": str(directory / "facts"),
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "sandgate_agent", *(word for option in options.items() for word in option)],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(_PACKAGE)},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(_PACKAGE), **control_environment(_CONTROL_TOKEN)},
     )
     try:
         _configure(address, stdio_token)

@@ -16,6 +16,7 @@ import httpx2
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from app.sandboxes.planning import control_environment
 from tests.conformance.processes import START_S, ProcessError, first_line, free_port, running, tail
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -81,13 +82,11 @@ def running_gateway(folder: Path, server_users: str = "same") -> Iterator[Runnin
     """Yields a gateway that listens and has no servers. Logs and data are in `folder`. Servers run as the gateway's own
     user unless told otherwise: another could not read the checkout on every machine."""
     log, token = folder / "gateway.log", secrets.token_hex(8)
-    (folder / "control-token").write_text(token)
     mcp_port, control_port = free_port(), free_port()
     command = [sys.executable, "-m", "sandgate_gateway", "--host", "127.0.0.1", "--mcp-port", str(mcp_port)]
-    command += ["--control-port", str(control_port), "--control-token-file", str(folder / "control-token")]
-    command += ["--data-dir", str(folder / "data"), "--server-users", server_users]
+    command += ["--control-port", str(control_port), "--data-dir", str(folder / "data"), "--server-users", server_users]
     with (
-        running(command, log=log, env={"PYTHONPATH": PACKAGE_PATH}) as process,
+        running(command, log=log, env={"PYTHONPATH": PACKAGE_PATH, **control_environment(token)}) as process,
         httpx.Client(
             base_url=f"http://127.0.0.1:{control_port}",
             headers={"Authorization": f"Bearer {token}"},

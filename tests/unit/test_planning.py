@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from app.catalog import Catalog
-from app.engines.interface import ContainerSpec, File, Limits
+from app.engines.interface import ContainerSpec, Limits
 from app.errors import InvalidRequest
 from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord, PodSecrets
 from app.sandboxes.network_rules import NetworkRules
@@ -171,14 +172,14 @@ def test_no_secret_is_in_the_text_of_a_plan(catalog: Catalog) -> None:
         assert secret not in text
 
 
-def test_control_tokens_are_files_that_only_their_own_container_gets(catalog: Catalog) -> None:
+def test_a_container_can_tell_its_own_control_token_and_holds_none(catalog: Catalog) -> None:
     planned = plan(catalog, template="mcp-gateway", mcp={"shot": {"apiKey": "k"}})
     spec = make_pod_spec(planned, POD)
-    files = {container.role: container.files for container in spec.containers}
-    assert files == {
-        "gateway": (File(path="/run/sandgate/gateway-control-token", content=b"gateway-token"),),
-        "workspace": (File(path="/run/sandgate/agent-control-token", content=b"agent-token"),),
+    assert {container.role: container.env["SANDGATE_CONTROL_TOKEN_SHA256"] for container in spec.containers} == {
+        "gateway": hashlib.sha256(b"gateway-token").hexdigest(),
+        "workspace": hashlib.sha256(b"agent-token").hexdigest(),
     }
+    assert all(container.files == () for container in spec.containers)
 
 
 def test_the_gateway_is_told_tokens_naming_and_where_the_stdio_door_is(catalog: Catalog) -> None:

@@ -17,6 +17,7 @@ from app.api.errors import install_error_handlers
 from app.api.limits import BodyLimit
 from app.database import Database
 from app.engines.in_memory_engine import InMemoryEngine
+from app.sandboxes.planning import control_environment
 from app.secrets import Secrets
 from app.vault import Vault
 from app.volumes import VolumeContent, VolumePods, Volumes
@@ -40,8 +41,8 @@ class AgentDoor(httpx.AsyncBaseTransport):
         pod = (await self._engine.observe()).get(pod_id)
         if pod is None or not pod.is_running or request.url.port != 49983:
             raise httpx.ConnectError("refused", request=request)
-        token = self._engine.spec_of(pod_id).containers[0].files[0].content.decode()
-        if request.headers.get("x-control-token") == token:
+        environment = self._engine.spec_of(pod_id).containers[0].env
+        if control_environment(request.headers.get("x-control-token", "")).items() <= environment.items():
             request.headers["x-control-token"] = CONTROL_TOKEN
         self.requests.append(f"{request.method} {request.url.path}")
         request.url = request.url.copy_with(host=self._url.host, port=self._url.port)

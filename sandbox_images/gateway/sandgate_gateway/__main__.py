@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ import uvloop
 
 from sandgate_gateway import lean_uvicorn
 from sandgate_gateway.asgi import Receive, Scope, Send
-from sandgate_gateway.control import ControlEndpoint
+from sandgate_gateway.control import CONTROL_TOKEN_DIGEST, ControlEndpoint
 from sandgate_gateway.control_plane_requests import ControlPlaneRequests
 from sandgate_gateway.gateway import Gateway
 from sandgate_gateway.one_write import OneWriteProtocol
@@ -58,11 +59,11 @@ class Ports:
         await application(scope, receive, send)
 
 
-async def serve(options: argparse.Namespace, token: str) -> None:
+async def serve(options: argparse.Namespace, control_token_digest: str) -> None:
     sockets = [_listen(options.host, port) for port in (options.mcp_port, options.control_port)]
     requests = ControlPlaneRequests()
     gateway = Gateway(Path(options.data_dir), requests, own_users=options.server_users == "own")
-    control = ControlEndpoint(gateway, requests, token)
+    control = ControlEndpoint(gateway, requests, control_token_digest)
     config = lean_uvicorn.Config(
         Ports(gateway, control, sockets[1].getsockname()[1]),
         http=OneWriteProtocol,
@@ -101,14 +102,11 @@ async def _signals(stop: Callable[[], None]) -> AsyncIterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _read_token(path: str) -> str:
-    try:
-        token = Path(path).read_text().strip()
-    except OSError as error:
-        sys.exit(f"sandgate-gateway: the control token file {path} cannot be read: {error.strerror}")
-    if not token:
-        sys.exit(f"sandgate-gateway: the control token file {path} is empty")
-    return token
+def _control_token_digest() -> str:
+    digest = os.environ.get(CONTROL_TOKEN_DIGEST)
+    if not digest:
+        sys.exit(f"sandgate-gateway: {CONTROL_TOKEN_DIGEST} is not set; it is the SHA-256 of the control token")
+    return digest
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -125,7 +123,6 @@ def main() -> None:
     parser.add_argument("--host", default="0.0.0.0")
     parser.add_argument("--mcp-port", type=int, default=50005)
     parser.add_argument("--control-port", type=int, default=50006)
-    parser.add_argument("--control-token-file", default="/run/sandgate/gateway-control-token")
     parser.add_argument("--data-dir", default="/var/lib/mcp")
     parser.add_argument(
         "--server-users",
@@ -141,7 +138,7 @@ def main() -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     gc.freeze()  # what was imported lives as long as the process: no collection need look at it again
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(options, _read_token(options.control_token_file)))
+        runner.run(serve(options, _control_token_digest()))
 
 
 if __name__ == "__main__":

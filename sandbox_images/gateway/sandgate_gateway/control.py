@@ -1,6 +1,7 @@
 """The control door (docs/ARCHITECTURE.md, 6.4): how the control plane configures the gateway and reads its state."""
 
 import asyncio
+import hashlib
 import hmac
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -23,6 +24,9 @@ from sandgate_gateway.control_plane_requests import ControlPlaneRequests, Refuse
 from sandgate_gateway.fields import ConfigurationError
 from sandgate_gateway.gateway import Gateway
 
+CONTROL_TOKEN_DIGEST = "SANDGATE_CONTROL_TOKEN_SHA256"
+"""The variable with which the container is made."""
+
 MAX_BODY = 64 * 1024 * 1024
 """Of a configuration, which may hold the remembered lists of many servers; only the control plane can send so much."""
 
@@ -32,10 +36,10 @@ MAX_WAIT_S = 120.0
 
 
 class ControlEndpoint:
-    def __init__(self, gateway: Gateway, requests: ControlPlaneRequests, token: str) -> None:
+    def __init__(self, gateway: Gateway, requests: ControlPlaneRequests, control_token_digest: str) -> None:
         self._gateway = gateway
         self._requests = requests
-        self._token = token
+        self._control_token_digest = control_token_digest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -125,18 +129,21 @@ class ControlEndpoint:
         return 200, {"ok": True}
 
     def _authorize(self, headers: Headers) -> None:
-        if not _is_bearer(headers, (self._token,)):
+        digest = hashlib.sha256(_bearer(headers)).hexdigest()
+        if not hmac.compare_digest(digest, self._control_token_digest):
             raise HttpError(401, "The control token is required.", {"WWW-Authenticate": "Bearer"})
 
     def _authorize_workspace(self, headers: Headers) -> None:
-        if not _is_bearer(headers, self._gateway.tokens):
+        given = _bearer(headers)
+        matches = [hmac.compare_digest(given, token.encode()) for token in self._gateway.tokens]
+        if not given or not any(matches):
             raise HttpError(401, "A current MCP token is required.", {"WWW-Authenticate": "Bearer"})
 
 
-def _is_bearer(headers: Headers, tokens: tuple[str, ...]) -> bool:
+def _bearer(headers: Headers) -> bytes:
+    """The token that is shown; empty without one, which no token is."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
-    matches = [hmac.compare_digest(given.strip().encode("utf-8", "surrogatepass"), token.encode()) for token in tokens]
-    return scheme.lower() == "bearer" and any(matches)
+    return given.strip().encode("utf-8", "surrogatepass") if scheme.lower() == "bearer" else b""
 
 
 def _query(scope: Scope, name: str) -> str | None:

@@ -1,5 +1,6 @@
 """What the control plane has told the agent about its sandbox, and the endpoint through which it does (POST /init)."""
 
+import hashlib
 import hmac
 import os
 from collections.abc import Mapping
@@ -12,12 +13,20 @@ from sandgate_agent.errors import InvalidArgument, Unauthenticated
 from sandgate_agent.fields import check_environment
 from sandgate_agent.token_file import write_token
 
+CONTROL_TOKEN_DIGEST = "SANDGATE_CONTROL_TOKEN_SHA256"
+"""The variable with which a container is made. The token itself is in no container, where root could read it."""
+
 _BODY_LIMIT = 1 << 20
 
 
 def is_same_secret(given: str, expected: str) -> bool:
     """Compare in constant time."""
     return hmac.compare_digest(given.encode(), expected.encode())
+
+
+def has_digest(given: str, digest: str) -> bool:
+    """Whether this is the SHA-256 of `given`, in hex."""
+    return hmac.compare_digest(hashlib.sha256(given.encode()).hexdigest(), digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +82,8 @@ def parse_configuration(body: bytes) -> Configuration:
 class ConfigurationHolder:
     """The configuration in force: none until the first /init, then always the last one."""
 
-    def __init__(self, *, control_token: str, mcp_token_path: str, facts_directory: str) -> None:
-        self._control_token = control_token
+    def __init__(self, *, control_token_digest: str, mcp_token_path: str, facts_directory: str) -> None:
+        self._control_token_digest = control_token_digest
         self._mcp_token_path = mcp_token_path
         self._facts_directory = facts_directory
         self._current: Configuration | None = None
@@ -99,7 +108,7 @@ class ConfigurationHolder:
 
     async def handle_init(self, request: Request) -> None:
         """Raises: Unauthenticated, InvalidArgument. Safe to repeat; the last call wins."""
-        if not is_same_secret(request.headers.get("x-control-token", ""), self._control_token):
+        if not has_digest(request.headers.get("x-control-token", ""), self._control_token_digest):
             raise Unauthenticated("the control token is missing or invalid")
         configuration = parse_configuration(await request.body(limit=_BODY_LIMIT))
         if configuration.mcp_token:

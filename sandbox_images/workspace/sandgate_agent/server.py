@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.application import Application
@@ -24,7 +24,7 @@ class Options:
     host: str
     port: int
     door_port: int
-    control_token: str = field(repr=False)
+    control_token_digest: str
     mcp_token_path: str
     facts_directory: str
 
@@ -34,7 +34,7 @@ async def serve(options: Options) -> None:
     # What the agent and its children create is readable by all and writable by its owner, wherever it was started.
     os.umask(0o022)
     configuration = ConfigurationHolder(
-        control_token=options.control_token,
+        control_token_digest=options.control_token_digest,
         mcp_token_path=options.mcp_token_path,
         facts_directory=options.facts_directory,
     )

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.asgi import Request
-from sandgate_agent.configuration import is_same_secret
+from sandgate_agent.configuration import has_digest
 from sandgate_agent.errors import InvalidArgument, Unauthenticated, os_errors_mapped
 from sandgate_agent.files.download import send_download
 from sandgate_agent.files.sink import FileSink
@@ -34,10 +34,10 @@ _ROOT = User("root", 0, 0, (0,), "/", "/bin/sh")
 
 
 class VolumeContent:
-    def __init__(self, threads: FileThreads, *, control_token: str, owner: Owner) -> None:
+    def __init__(self, threads: FileThreads, *, control_token_digest: str, owner: Owner) -> None:
         """`owner` is whose new entries are unless said otherwise."""
         self._threads = threads
-        self._control_token = control_token
+        self._control_token_digest = control_token_digest
         self._owner = owner
 
     def endpoints(self) -> dict[tuple[str, str], Endpoint]:
@@ -54,7 +54,7 @@ class VolumeContent:
 
     def _admitted(self, endpoint: Endpoint) -> Endpoint:
         async def checked(request: Request) -> None:
-            if not is_same_secret(request.headers.get("x-control-token", ""), self._control_token):
+            if not has_digest(request.headers.get("x-control-token", ""), self._control_token_digest):
                 raise Unauthenticated("the control token is missing or invalid")
             request.query["path"] = _path(request)
             await endpoint(request)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from sandgate_agent.acting_as import FileThreads
@@ -23,7 +23,7 @@ class VolumeOptions:
     host: str
     port: int
     root: str
-    control_token: str = field(repr=False)
+    control_token_digest: str
 
 
 async def serve_volume(options: VolumeOptions) -> None:
@@ -33,9 +33,13 @@ async def serve_volume(options: VolumeOptions) -> None:
     async with contextlib.AsyncExitStack() as stack:
         threads = FileThreads()
         stack.callback(threads.close)
-        content = VolumeContent(threads, control_token=options.control_token, owner=Owner(user.uid, user.gid))
+        content = VolumeContent(
+            threads, control_token_digest=options.control_token_digest, owner=Owner(user.uid, user.gid)
+        )
         application = Application(
-            ConfigurationHolder(control_token=options.control_token, mcp_token_path="", facts_directory=""),
+            ConfigurationHolder(
+                control_token_digest=options.control_token_digest, mcp_token_path="", facts_directory=""
+            ),
             open_endpoints={("GET", "/health"): answer_health, **content.endpoints()},
             endpoints={},
             methods={},
