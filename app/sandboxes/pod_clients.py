@@ -19,7 +19,9 @@ from app.sandboxes.server_lists import Lists
 AGENT_PORT = 49983
 GATEWAY_CONTROL_PORT = 50006
 
-_POLL_S = 0.01
+_POLL_S = 0.005
+_KNOCK = "sandgate.knock"
+"""Extension of a request: nobody may listen yet, and the caller waits."""
 _CALL_TIMEOUT_S = 5.0
 _ENVELOPE_HEAD = 5
 _END_OF_STREAM = 2
@@ -29,9 +31,30 @@ class PodUnreachableError(SandgateError):
     """A pod's agent or gateway does not answer, or answers with what it must not."""
 
 
+class _Transport(httpx.AsyncHTTPTransport):
+    """Waits for somebody to listen where a request asks for that, at a tenth of what requests in vain would cost."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if _KNOCK in request.extensions:
+            await _until_accepted(request.url.host, request.url.port or 80)
+        return await super().handle_async_request(request)
+
+
+async def _until_accepted(host: str, port: int) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            connection, _ = await loop.create_connection(asyncio.Protocol, host, port)
+        except OSError:
+            await asyncio.sleep(_POLL_S)
+        else:
+            connection.close()
+            return
+
+
 def make_http_client() -> httpx.AsyncClient:
     """For plain HTTP to pods only: no TLS context is built, no proxy asked, no number of pods is too large."""
-    transport = httpx.AsyncHTTPTransport(
+    transport = _Transport(
         verify=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=9)
     )
     return httpx.AsyncClient(transport=transport, timeout=_CALL_TIMEOUT_S, trust_env=False)
@@ -46,14 +69,21 @@ class AgentClient:
         content = orjson.dumps(body)
         with _unreachable_mapped("agent"):
             answer = await _once_listening(
-                lambda: self._http.post(_agent(address, "/init"), headers={"X-Control-Token": token}, content=content)
+                lambda extensions: self._http.post(
+                    _agent(address, "/init"),
+                    headers={"X-Control-Token": token},
+                    content=content,
+                    extensions=extensions,
+                )
             )
             answer.raise_for_status()
 
     async def until_listening(self, address: str) -> None:
         """The caller bounds the wait."""
         with _unreachable_mapped("agent"):
-            await _once_listening(lambda: self._http.get(_agent(address, "/health"), timeout=1.0))
+            await _once_listening(
+                lambda extensions: self._http.get(_agent(address, "/health"), timeout=1.0, extensions=extensions)
+            )
 
     async def is_healthy(self, address: str) -> bool:
         """Whether the agent answers within 5 s."""
@@ -130,7 +160,9 @@ class GatewayClient:
         """The caller bounds the wait."""
         with _unreachable_mapped("gateway"):
             # Any answer will do, 401 included: it shows that somebody listens.
-            await _once_listening(lambda: self._http.get(_gateway(address, "/status"), timeout=1.0))
+            await _once_listening(
+                lambda extensions: self._http.get(_gateway(address, "/status"), timeout=1.0, extensions=extensions)
+            )
 
     async def is_listening(self, address: str) -> bool:
         """Whether anything is answered within 5 s."""
@@ -188,14 +220,19 @@ class GatewayClient:
         timeout: float = _CALL_TIMEOUT_S,
         until_listening: bool = False,
     ) -> dict[str, Any]:
-        def ask() -> Awaitable[httpx.Response]:
+        def ask(extensions: dict[str, Any]) -> Awaitable[httpx.Response]:
             headers = {"Authorization": f"Bearer {token}"}
             return self._http.request(
-                method, _gateway(address, path), headers=headers, content=content, timeout=timeout
+                method,
+                _gateway(address, path),
+                headers=headers,
+                content=content,
+                timeout=timeout,
+                extensions=extensions,
             )
 
         with _unreachable_mapped("gateway"):
-            answer = await (_once_listening(ask) if until_listening else ask())
+            answer = await (_once_listening(ask) if until_listening else ask({}))
             answer.raise_for_status()
             return dict(orjson.loads(answer.content)) if answer.content else {}
 
@@ -218,12 +255,17 @@ def _unreachable_mapped(part: str) -> Iterator[None]:
         raise PodUnreachableError(f"The {part} of the pod does not answer ({type(error).__name__}).") from error
 
 
-async def _once_listening(ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
-    """Ask until somebody listens there. For calls that may be repeated."""
+async def _once_listening(ask: Callable[[dict[str, Any]], Awaitable[httpx.Response]]) -> httpx.Response:
+    """Ask until somebody listens there. For calls that may be repeated, with the extensions of a request.
+
+    A pod that waits warm answers the first time, without a knock.
+    """
+    extensions: dict[str, Any] = {}
     while True:
         try:
-            return await ask()
+            return await ask(extensions)
         except httpx.TransportError:
+            extensions = {_KNOCK: True}
             await asyncio.sleep(_POLL_S)
 
 
