@@ -227,6 +227,7 @@ def confinement(limits: Limits, capabilities: Iterable[str], *, new_privileges: 
         # A quota, because Docker refuses `NanoCpus` above the number of CPUs of its host.
         "cpu_period": _CPU_PERIOD_US,
         "cpu_quota": int(limits.cpus * _CPU_PERIOD_US),
+        "cpu_shares": limits.cpu_shares,
         "pids_limit": limits.pids,
         "shm_size": _SHARED_MEMORY,
     }

@@ -39,6 +39,8 @@ class Limits:
     memory_mib: int
     cpus: float
     pids: int
+    cpu_shares: int = 1024
+    """What it gets of the processors beside others that want them too, in proportion; 1024 is the engine's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

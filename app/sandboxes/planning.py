@@ -51,7 +51,8 @@ WORKSPACE_CAPABILITIES: tuple[str, ...] = get_args(Capability)
 """What sudo and package managers need; nothing of it reaches outside the container."""
 _GATEWAY_CAPABILITIES = ("CHOWN", "KILL", "SETGID", "SETUID")
 """Enough to run each MCP server under a uid of its own and to end it."""
-_GATEWAY_LIMITS = Limits(memory_mib=2048, cpus=2.0, pids=512)
+_GATEWAY_LIMITS = Limits(memory_mib=2048, cpus=2.0, pids=512, cpu_shares=4096)
+"""A gateway does little, and somebody waits for it: it goes before what runs in workspaces, whosever they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,7 +111,7 @@ def test_limits_and_privileges_are_those_of_the_spec() -> None:
     gateway = host_arguments(_FRAME, _GATEWAY, network=_NETWORK, runtime="runsc")
     workspace = host_arguments(_FRAME, _WORKSPACE, network=_NETWORK, runtime="runsc")
     assert (gateway["mem_limit"], gateway["memswap_limit"], gateway["pids_limit"]) == (256 << 20, 256 << 20, 100)
-    assert (gateway["cpu_period"], gateway["cpu_quota"]) == (100_000, 150_000)
+    assert (gateway["cpu_period"], gateway["cpu_quota"], gateway["cpu_shares"]) == (100_000, 150_000, 1024)
     assert (gateway["cap_drop"], gateway["cap_add"], gateway["security_opt"]) == (["ALL"], [], ["no-new-privileges"])
     assert (workspace["cap_add"], workspace["security_opt"], workspace["runtime"]) == (["SETUID"], [], "runsc")
 

@@ -67,6 +67,13 @@ def test_a_template_brings_its_image_and_limits(catalog: Catalog) -> None:
     assert planned.workspace.limits == Limits(memory_mib=700, cpus=3, pids=100)
 
 
+def test_a_gateway_goes_before_workspaces_where_processors_are_short(catalog: Catalog) -> None:
+    shares = {
+        container.role: container.limits.cpu_shares for container in plan(catalog, template="mcp-gateway").containers
+    }
+    assert shares["gateway"] == 4 * shares["workspace"]
+
+
 def test_plans_that_differ_only_in_what_a_pod_is_told_later_have_one_recipe(catalog: Catalog) -> None:
     plain = plan(catalog, template="mcp-gateway")
     for same in (
