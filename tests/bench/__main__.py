@@ -29,7 +29,7 @@ def parts(
     """What can be measured, by the name it is asked for with, in the order of a whole run."""
     floor = EngineFloor(client, sandbox_images(Settings()))
     levels = sorted({level for level in growth.LEVELS if level < most} | {most})
-    growth_s = 60.0 + most * 0.6
+    growth_s = 60.0 + most * 1.2
     return {
         "control-plane": lambda bed: footprint.control_plane(bed, wanted=3),
         "tool-calls": lambda bed: tool_calls.measure(bed, wanted=rounds, seconds=seconds),

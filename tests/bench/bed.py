@@ -20,6 +20,7 @@ import psutil
 from app.accounts import Accounts
 from app.database import Database
 from app.engines.docker_engine import DockerEngine
+from app.engines.network_guard import GuardNames
 from app.main import installation_name, sandbox_images
 from app.settings import Settings
 from tests.bench.echo_server import __file__ as _ECHO_SERVER
@@ -50,6 +51,11 @@ class Bed:
     def control_plane(self) -> int:
         """Process id of the server, which holds the edge."""
         return next(child.pid for child in psutil.Process().children() if "serve" in child.cmdline())
+
+    @property
+    def network(self) -> str:
+        """What pods are on that may not reach the internet."""
+        return GuardNames.of(installation_name(self.installation.home)).offline_network
 
     def create(self, *, key: str | None = None, **body: Any) -> dict[str, Any]:
         """The answer to a create request, of the first team unless another's key is given."""

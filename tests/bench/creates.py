@@ -86,12 +86,14 @@ def measure(bed: Bed, floor: EngineFloor, *, wanted: int) -> Iterator[Section]:
         with bed.sandbox(mcp=servers):
             bed.until_remembered(servers)
     times = Times()
+    of_pods = floor.on(bed.network)
     for _ in rounds(wanted, budget_s=BUDGET_S):
         bed.until_pool_rests()
-        times.add(floor.one_container_ms(), "floor 1")
+        times.add(floor.one_container_ms(), "default network")
+        times.add(of_pods.one_container_ms(), "floor 1")
         for pods in PODS:
             bare(bed, times, pods)
-        times.add(floor.two_containers_ms(), "floor 2")
+        times.add(of_pods.two_containers_ms(), "floor 2")
         times.add(floor.server_in_container_ms(), "server")
         for kind in KINDS:
             with_servers(bed, kind, times)
@@ -150,7 +152,10 @@ def sdk_sandbox(bed: Bed, pods: Pods = "warm") -> Iterator[Sandbox]:
 
 def _without_mcp(times: Times) -> Section:
     one = times.median("floor 1")
-    rows = [distribution("engine: one container", times.of["floor 1",], "ms", base=one)]
+    rows = [
+        distribution("engine: one container, on its default network", times.of["default network",], "ms", base=one),
+        distribution("engine: one container, on the pods' network", times.of["floor 1",], "ms", base=one),
+    ]
     for pods in PODS:
         target = _COLD if pods == "cold" else "p50 ≤ 15 ms"
         answers, commands = times.of[pods, _ANSWER], times.of[pods, "command"]
@@ -164,7 +169,9 @@ def _with_servers(times: Times) -> Section:
     two = times.median("floor 2")
     server = "engine: one container, `time` up to its answer to initialize"
     rows: list[Row] = [
-        distribution("engine: two containers, one network namespace", times.of["floor 2",], "ms", base=two),
+        distribution(
+            "engine: two containers, one namespace on the pods' network", times.of["floor 2",], "ms", base=two
+        ),
         distribution(server, times.of["server",], "ms", base=two),
     ]
     for kind in KINDS:

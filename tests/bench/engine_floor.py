@@ -56,9 +56,14 @@ class FloorContainer:
 
 
 class EngineFloor:
-    def __init__(self, client: docker.APIClient, images: ImageTags) -> None:
+    def __init__(self, client: docker.APIClient, images: ImageTags, network: str = "bridge") -> None:
+        """`network` is what containers are on; the default is the engine's own."""
         self._client = client
         self._images = images
+        self._network = network
+
+    def on(self, network: str) -> EngineFloor:
+        return EngineFloor(self._client, self._images, network)
 
     def one_container_ms(self) -> float:
         """Create and start one container of the workspace image."""
@@ -97,7 +102,7 @@ class EngineFloor:
         made: list[str] = []
         try:
             for image in images:
-                network = f"container:{made[0]}" if made else "bridge"
+                network = f"container:{made[0]}" if made else self._network
                 host = self._client.create_host_config(network_mode=network, init=True, mounts=[_STORE])
                 container = self._client.create_container(
                     image, entrypoint=list(command), command=[], host_config=host, labels={_LABEL: "floor"}
