@@ -6,6 +6,7 @@ No shell reads any of it, and an argument stays one argument whatever is in it.
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -181,13 +182,13 @@ def _checked(tool: ContainerTool, arguments: object) -> Context:
     # With a registry of its own the validator never asks the network for a `$ref`.
     validator = Draft202012Validator(tool.input_schema, registry=Registry())
     try:
-        errors = sorted(validator.iter_errors(given), key=lambda error: error.json_path)
+        errors = list(itertools.islice(validator.iter_errors(given), _MOST_FAULTS_TOLD))
     except RecursionError:
         raise CallError(f"The arguments of {tool.name} nest too deep.") from None
     except Unresolvable as error:
         raise CallError(f"The input schema of {tool.name} refers to {error.ref!r}, which is not in it.") from error
     if errors:
-        told = [f"{error.json_path}: {_shortened(error.message)}" for error in errors[:_MOST_FAULTS_TOLD]]
+        told = [f"{error.json_path}: {_shortened(error.message)}" for error in errors]
         raise CallError(f"The arguments of {tool.name} break its input schema. " + "; ".join(told))
     return given
 

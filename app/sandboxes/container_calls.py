@@ -44,10 +44,11 @@ class ContainerCalls:
         Raises: CallError with what whoever called the tool is to know.
         """
         server, tool = _find(live, asked["server"], asked["tool"])
-        spec = make_run(server, tool, asked["arguments"], live.sandbox.mounts)
         began = asyncio.get_running_loop().time()
         try:
             async with self._turn(live.sandbox_id):
+                # In a thread, because arguments may be many and their schema slow.
+                spec = await asyncio.to_thread(make_run, server, tool, asked["arguments"], live.sandbox.mounts)
                 outcome = await self._engine.run(live.pod.id, spec)
         except ImageMissing as error:
             raise CallError(

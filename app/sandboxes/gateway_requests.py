@@ -24,6 +24,7 @@ _POLL_S = 50.0
 _DEADLINE_S = 55.0
 _FETCH_WAIT_S = 50.0
 _RETRY_S = 5.0
+_NOTHING_NEW_S = 0.5
 
 _log = structlog.get_logger()
 
@@ -83,7 +84,11 @@ class GatewayRequests:
                     _log.warning("gateway_unreachable", sandbox_id=sandbox_id, reason=str(error))
                     await asyncio.sleep(_RETRY_S)
                     continue
-                for identifier in runs - {request["id"] for request in asked}:
+                identifiers = {request["id"] for request in asked}
+                if known and identifiers == known:
+                    # A gateway that an earlier release started does not wait while there is any request.
+                    await asyncio.sleep(_NOTHING_NEW_S)
+                for identifier in runs - identifiers:
                     runs.discard(identifier)
                     under_way.pop(identifier).cancel()  # nobody waits for it any more
                 for request in asked:

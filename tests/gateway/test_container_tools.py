@@ -91,6 +91,14 @@ async def test_what_the_control_plane_refuses_is_a_result_for_the_model(gateway:
     assert (result.is_error, result.content[0].text) == (True, "$: 'args' is a required property")
 
 
+async def test_arguments_beyond_every_bound_never_reach_the_control_plane(gateway: RunningGateway) -> None:
+    gateway.configure({"box": CONTAINERS})
+    async with control_plane(gateway) as plane, gateway.client() as client:
+        result = await client.call_tool("say", {"args": ["x" * 1024 * 1024]})
+        assert "longer than 1048576 bytes" in str(result.content)
+        assert await plane.poll(wait_s=0) == []
+
+
 async def test_rules_names_and_discovery_hold_for_container_tools(gateway: RunningGateway) -> None:
     tools = [*TOOLS, {"name": "echo", "description": "", "inputSchema": SCHEMA}]
     box = {"transport": {"type": "containers", "tools": tools}, "tools": {"deny": ["say"], "rename": {"echo": "add"}}}

@@ -184,6 +184,12 @@ def test_a_reason_repeats_no_more_than_the_beginning_of_an_argument() -> None:
     assert len(str(caught.value)) < 1000
 
 
+def test_of_a_hundred_thousand_faults_three_are_told() -> None:
+    with pytest.raises(CallError) as caught:
+        plan_call(tool(), {"args": [1] * 100_000})
+    assert str(caught.value).count("is not of type") == 3
+
+
 def test_a_schema_that_refers_elsewhere_is_not_followed_there() -> None:
     with pytest.raises(CallError, match=r"refers to 'https://schema.example/x', which is not in it"):
         plan_call(tool(parameters={"properties": {"path": {"$ref": "https://schema.example/x"}}}), {"path": "x"})

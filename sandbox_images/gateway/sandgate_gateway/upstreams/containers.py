@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
+
 from sandgate_gateway.callers import Caller
 from sandgate_gateway.container_results import refusal, result_of_run
 from sandgate_gateway.control_plane_requests import ControlPlaneRequests, RefusedError, TooManyRequestsError
@@ -11,6 +13,9 @@ from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.lists import Item
 from sandgate_gateway.protocol import LATEST_LEGACY_VERSION, METHOD_NOT_FOUND
 from sandgate_gateway.upstreams.connection import Connection, ConnectionEndedError
+
+MAX_ARGUMENTS = 1024 * 1024
+"""Bytes as JSON: what no program takes, and what would be much for the control plane, which reads them for all."""
 
 
 class ContainersConnection(Connection):
@@ -42,6 +47,8 @@ class ContainersConnection(Connection):
         if self._closed.is_set():
             raise ConnectionEndedError("was stopped")
         tool, arguments = str(params.get("name")), params.get("arguments")
+        if len(orjson.dumps(arguments)) > MAX_ARGUMENTS:
+            return refusal(f"The arguments are longer than {MAX_ARGUMENTS} bytes.")
         work = self._requests.run(self._name, tool, {} if arguments is None else arguments)
         run = asyncio.create_task(work, name=f"run {tool} of {self._name}")
         self._runs.add(run)
