@@ -64,14 +64,15 @@ OWN = {
 
 
 @pytest.fixture(scope="module")
-def tools_image() -> str:
+def tools_image() -> Iterator[str]:
     """On the engine, in no registry: the base of the sandbox images, by a name of its own."""
     settings = Settings()
     base = image_tags(ROOT / "sandbox_images", base_image=settings.base_image, ca_bundle=settings.ca_bundle).base
     client = docker.from_env()
     assert client.images.get(base).tag(IMAGE)
+    yield IMAGE
+    client.images.remove(IMAGE)
     client.close()
-    return IMAGE
 
 
 @pytest.fixture(scope="module")
