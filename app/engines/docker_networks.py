@@ -28,6 +28,9 @@ from app.engines.pod_rules import PodRules
 from app.engines.pod_ruleset import HostView
 from app.errors import EngineNotPrepared
 
+_TAKEN = "ool overlaps with other one"
+"""What the engine says of a subnet that another network has, with a large P or a small one."""
+
 
 class DockerNetworks:
     def __init__(
@@ -150,24 +153,34 @@ class DockerNetworks:
         present = api.networks()
         taken = [*facts.routes, *_subnets(present)]
         for name in wanted.keys() - {network["Name"] for network in present}:
-            subnet = network_guard.free_subnet(taken)
-            taken.append(subnet)
-            api.create_network(
-                name,
-                driver="bridge",
-                internal=name == self._names.offline_network,
-                check_duplicate=True,
-                ipam=IPAMConfig(
-                    pool_configs=[
-                        IPAMPool(subnet=str(subnet), iprange=str(split_subnet(subnet)[0]), gateway=str(subnet[1]))
-                    ]
-                ),
-                options={
-                    "com.docker.network.bridge.name": wanted[name],
-                    "com.docker.network.bridge.enable_icc": "false",
-                },
-                labels={INSTALLATION_LABEL: self._installation},
-            )
+            while True:
+                subnet = network_guard.free_subnet(taken)
+                taken.append(subnet)
+                try:
+                    self._make_network(api, name, wanted[name], subnet)
+                except APIError as error:
+                    if _TAKEN not in str(error.explanation):
+                        raise
+                    continue  # by another installation, which made a network at the same moment
+                break
+
+    def _make_network(self, api: docker.APIClient, name: str, bridge: str, subnet: IPv4Network) -> None:
+        api.create_network(
+            name,
+            driver="bridge",
+            internal=name == self._names.offline_network,
+            check_duplicate=True,
+            ipam=IPAMConfig(
+                pool_configs=[
+                    IPAMPool(subnet=str(subnet), iprange=str(split_subnet(subnet)[0]), gateway=str(subnet[1]))
+                ]
+            ),
+            options={
+                "com.docker.network.bridge.name": bridge,
+                "com.docker.network.bridge.enable_icc": "false",
+            },
+            labels={INSTALLATION_LABEL: self._installation},
+        )
 
     def _remove_networks(self, api: docker.APIClient) -> tuple[str, ...]:
         held = []

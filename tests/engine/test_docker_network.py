@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import docker
@@ -210,3 +211,15 @@ async def test_removing_an_installation_leaves_no_network_and_no_rule(
         await engine.aclose()
     assert docker_api.networks(filters={"label": f"sandgate.installation={installation}"}) == []
     assert docker_api.volumes(filters={"label": f"sandgate.installation={installation}"})["Volumes"] in (None, [])
+
+
+async def test_installations_that_are_prepared_at_the_same_moment_get_networks_of_their_own(base_image: str) -> None:
+    engines = [DockerEngine(f"tests-at-once-{number}-{os.getpid()}", guard_image=base_image) for number in range(4)]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for engine in engines:
+                group.create_task(engine.prepare())
+    finally:
+        for engine in engines:
+            await engine.remove_installation()
+            await engine.aclose()
