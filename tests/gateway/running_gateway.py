@@ -41,19 +41,19 @@ class RunningGateway:
         self.put_config(servers, **options)
         return self.status(READY_S)
 
-    def put_config(self, servers: Mapping[str, Mapping[str, Any]], **options: Any) -> None:
+    def put_config(self, servers: Mapping[str, Mapping[str, Any]], **options: Any) -> dict[str, Any]:
+        """Server name -> its status as the answer has it."""
         start_timeout = options.pop("start_timeout_s", READY_S)
         entries = [
             {"name": name, "startTimeoutS": start_timeout, **(given if "transport" in given else {"transport": given})}
             for name, given in servers.items()
         ]
         body = {"tokens": self.tokens, "naming": "auto", "stdioDoor": None, "servers": entries, **options}
-        self.control.put("/config", json=body).raise_for_status()
+        return _by_name(self.control.put("/config", json=body))
 
     def status(self, wait_s: float = 0, **query: str) -> dict[str, Any]:
         """Server name -> its status."""
-        answer = self.control.get("/status", params={"wait": wait_s, **query}).raise_for_status().json()
-        return {server["name"]: server for server in answer["servers"]}
+        return _by_name(self.control.get("/status", params={"wait": wait_s, **query}))
 
     def lists(self, server: str) -> dict[str, Any]:
         """What the server offers, as the control plane remembers it."""
@@ -144,3 +144,7 @@ def echo_over_http(folder: Path, address: str = "127.0.0.1:0", *, old: bool = Fa
     command = [sys.executable, str(FIXTURES / "echo_server.py"), "--sse" if old else "--http", address]
     with running(command, log=folder / "echo.log") as process:
         yield first_line(process, folder / "echo.log")
+
+
+def _by_name(answer: httpx.Response) -> dict[str, Any]:
+    return {server["name"]: server for server in answer.raise_for_status().json()["servers"]}
