@@ -20,8 +20,10 @@ AGENT_PORT = 49983
 GATEWAY_CONTROL_PORT = 50006
 
 _POLL_S = 0.005
+_CONNECT_S = 0.05
+"""What is sent to a pod in the first moments of its network may be lost, and the kernel sends it again after 1 s."""
 _KNOCK = "sandgate.knock"
-"""Extension of a request: nobody may listen yet, and the caller waits."""
+"""Extension of a request that waits until somebody listens: whether to knock before it is sent."""
 _CALL_TIMEOUT_S = 5.0
 _ENVELOPE_HEAD = 5
 _END_OF_STREAM = 2
@@ -35,8 +37,11 @@ class _Transport(httpx.AsyncHTTPTransport):
     """Waits for somebody to listen where a request asks for that, at a tenth of what requests in vain would cost."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if _KNOCK in request.extensions:
-            await _until_accepted(request.url.host, request.url.port or 80)
+        match request.extensions.get(_KNOCK):
+            case True:
+                await _until_accepted(request.url.host, request.url.port or 80)
+            case False:
+                request.extensions["timeout"] = {**request.extensions["timeout"], "connect": _CONNECT_S}
         return await super().handle_async_request(request)
 
 
@@ -44,8 +49,9 @@ async def _until_accepted(host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     while True:
         try:
-            connection, _ = await loop.create_connection(asyncio.Protocol, host, port)
-        except OSError:
+            async with asyncio.timeout(_CONNECT_S):
+                connection, _ = await loop.create_connection(asyncio.Protocol, host, port)
+        except OSError:  # a time-out is one
             await asyncio.sleep(_POLL_S)
         else:
             connection.close()
@@ -260,7 +266,7 @@ async def _once_listening(ask: Callable[[dict[str, Any]], Awaitable[httpx.Respon
 
     A pod that waits warm answers the first time, without a knock.
     """
-    extensions: dict[str, Any] = {}
+    extensions = {_KNOCK: False}
     while True:
         try:
             return await ask(extensions)
