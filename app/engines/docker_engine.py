@@ -140,7 +140,7 @@ class DockerEngine:
             await self._run(start, container.role, states.get(container.role))
 
         async def confine() -> None:
-            if network.address is not None:
+            if spec.egress and network.address is not None:
                 await self._networks.set_rules(network.address, spec.egress_rules)
 
         async def make_and_run_owner() -> None:

@@ -49,7 +49,8 @@ class DockerNetworks:
         self._guard_image = guard_image
         self._allowed = tuple(allowed)
         self._sysctls: Mapping[str, str] | None = None
-        self._addresses: PodAddresses | None = None
+        self._addresses: Mapping[str, PodAddresses] | None = None
+        """By network."""
         self._rules = PodRules(
             self._names,
             packet_filter=make_packet_filter(client, installation, guard_image),
@@ -75,13 +76,11 @@ class DockerNetworks:
         self._sysctls = {"net.ipv6.conf.all.disable_ipv6": "1"} if facts.has_ipv6 else {}
 
     def for_new_pod(self, pod_id: str, *, egress: bool) -> PodNetwork:
-        """With an address that the pod keeps until `forget`, if it has egress. Raises: EngineError before `prepare`."""
+        """With an address that the pod keeps until `forget`. Raises: EngineError before `prepare`."""
         network = self.for_pod(egress=egress)
-        if not egress:
-            return network
         if self._addresses is None:
             raise EngineNotPrepared
-        return replace(network, address=self._addresses.take(pod_id))
+        return replace(network, address=self._addresses[network.name].take(pod_id))
 
     async def set_rules(self, address: IPv4Address, rules: EgressRules) -> None:
         """Returns once they are in force. `address` is that of a pod with egress, made or about to be."""
@@ -91,9 +90,12 @@ class DockerNetworks:
 
     async def forget(self, pod_id: str) -> None:
         """The pod's containers are gone. Safe to repeat."""
-        if self._addresses is not None and (address := self._addresses.of(pod_id)) is not None:
-            await self._rules.forget(address)
-            self._addresses.release(pod_id)
+        for network, addresses in (self._addresses or {}).items():
+            if (address := addresses.of(pod_id)) is None:
+                continue
+            if not self.is_offline(network):
+                await self._rules.forget(address)
+            addresses.release(pod_id)
 
     def for_pod(self, *, egress: bool) -> PodNetwork:
         """With any address. Raises: EngineNotPrepared before `prepare`, so that no pod ever starts unguarded."""
@@ -134,15 +136,18 @@ class DockerNetworks:
             found = await self._client.call(self._addresses_of_pods, doing="look at the sandboxes' addresses")
             self._addresses = self._addresses or found
         host = HostView(facts.resolvers, self._allowed)
-        await self._rules.renew(host, in_force=facts.pods_table, held=self._addresses.all().values())
+        held = self._addresses[self._names.egress_network].all().values()
+        await self._rules.renew(host, in_force=facts.pods_table, held=held)
 
-    def _addresses_of_pods(self, api: docker.APIClient) -> PodAddresses:
-        ranges = api.inspect_network(self._names.egress_network)["IPAM"]["Config"]
-        addresses = PodAddresses(IPv4Network(ranges[0]["Subnet"]))
+    def _addresses_of_pods(self, api: docker.APIClient) -> Mapping[str, PodAddresses]:
+        addresses = {
+            network: PodAddresses(IPv4Network(api.inspect_network(network)["IPAM"]["Config"][0]["Subnet"]))
+            for network in (self._names.egress_network, self._names.offline_network)
+        }
         listing = api.containers(all=True, filters=label_filter(self._installation))
         for pod_id, attachment in attachments(listing).items():
-            if attachment.network == self._names.egress_network and attachment.address is not None:
-                addresses.hold(pod_id, attachment.address)
+            if attachment.network in addresses and attachment.address is not None:
+                addresses[attachment.network].hold(pod_id, attachment.address)
         return addresses
 
     def _make_networks(self, api: docker.APIClient, facts: HostFacts) -> None:

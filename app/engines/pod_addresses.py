@@ -1,7 +1,8 @@
 """Addresses that pods have for as long as they live, handed out here rather than by the engine. No I/O.
 
 A pod's network rules are kept by its address. So the address must be known before the pod's first packet, must stay
-when the pod is halted and resumed, and must not pass to another pod while rules of the first are still in place.
+when the pod is halted and resumed, and must not pass to another pod while rules of the first are still in place. Nor
+must it while requests for the first are still sent there: a pod may die, and be missed a while later only.
 """
 
 from __future__ import annotations

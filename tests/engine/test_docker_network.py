@@ -146,6 +146,15 @@ async def test_a_pod_has_no_ipv6_address(docker_subject: DockerSubject, egress: 
     assert await docker_subject.output_of("v4", "only", "sh", "-c", "cat /proc/net/if_inet6 2>/dev/null || true") == ""
 
 
+@pytest.mark.parametrize("egress", [True, False])
+async def test_nobody_gets_the_address_of_a_pod_that_died_before_that_is_stopped(
+    docker_subject: DockerSubject, egress: bool
+) -> None:
+    address = await started(docker_subject, "died", egress=egress)
+    await docker_subject.remove_container("died", "only")
+    assert await started(docker_subject, "next", egress=egress) != address
+
+
 async def test_preparing_again_keeps_pods_confined_and_reachable(
     docker_subject: DockerSubject, other_listener: Listener, host_address: str
 ) -> None:
