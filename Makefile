@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 T ?= tests
 # All tests run in two processes: half of them wait for the engine most of the time.
-AT_ONCE = $(if $(filter tests,$(T)),--numprocesses 2 --dist loadgroup)
+AT_ONCE = $(if $(filter tests,$(T)),--numprocesses 2 --dist loadscope --no-loadscope-reorder)
 BENCH_OUTPUT = $(if $(MARKDOWN),--markdown $(MARKDOWN)) $(if $(JSON),--json $(JSON))
 
 .PHONY: help run test compatibility check format bench bench-peers bench-catalog storm lock clean

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from app.logs import configure_logging
 
-_ROOT = Path(__file__).parent
 _FOLDERS = ("e2e/compatibility", "e2e", "engine", "conformance", "database")
 """Those whose files share what takes long to set up."""
+_LONGEST_FIRST = {folder: place for place, folder in enumerate(_FOLDERS)}
 
 
 def pytest_configure() -> None:
@@ -18,18 +18,21 @@ def pytest_configure() -> None:
     configure_logging()
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the groups
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """For runs in several processes: a file stays in one of them, a folder that shares something too."""
+    return _ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For runs in several processes: a file stays in one of them, a folder that shares something too.
-
-    What takes longest begins first.
-    """
-    groups = {item: _group(item) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: _FOLDERS.index(groups[item]) if groups[item] in _FOLDERS else len(_FOLDERS))
+    """What takes longest begins first."""
+    items.sort(key=lambda item: _LONGEST_FIRST.get(_group(item.nodeid), len(_LONGEST_FIRST)))
 
 
-def _group(item: pytest.Item) -> str:
-    path = item.path.relative_to(_ROOT).as_posix()
-    return next((folder for folder in _FOLDERS if path.startswith(f"{folder}/")), path)
+class _ByGroup(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+def _group(nodeid: str) -> str:
+    file = nodeid.partition("::")[0].removeprefix("tests/")
+    return next((folder for folder in _FOLDERS if file.startswith(f"{folder}/")), file)

@@ -50,7 +50,8 @@ class Bed:
     @property
     def control_plane(self) -> int:
         """Process id of the server, which holds the edge."""
-        return next(child.pid for child in psutil.Process().children() if "serve" in child.cmdline())
+        running = (child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE)
+        return next(child.pid for child in running if "serve" in child.cmdline())
 
     @property
     def network(self) -> str:
