@@ -311,8 +311,11 @@ class Builder:
         """Remove images that no tag leads to any more, layers and archives that no build has used for a while."""
         young = self._now() - _YOUNG
         await self._store.drop_untagged_images(young)
-        needed = await self._store.images()
-        for image in await self._engine.builds.images(f"{self._settings.namespace}/template"):
+        there = await self._engine.builds.images(f"{self._settings.namespace}/template")
+        # In this order: what a build gave a name to belongs to one under way, or to a row by the time rows are read.
+        under_way = {self.image_of(key.partition("/")[2]) for key in self._under_way}
+        needed = await self._store.images() | under_way
+        for image in there:
             if image.name not in needed and image.created_at < young:
                 await self._engine.remove_image(image.name)
         await self._layers.remove_superfluous()

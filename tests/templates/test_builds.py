@@ -464,3 +464,24 @@ async def test_a_forced_build_fetches_what_is_new_and_does_with_what_is_here(
     assert any("Using the one that is here" in line.message for line in await log_of(templates, team, done))
     await build(templates, team, "web", request(from_image="ubuntu:22.04", force=True))
     assert engine.builds.logins == [None]
+
+
+async def test_a_build_that_ends_while_images_are_cleared_up_keeps_its_image(
+    templates: TemplateService, engine: InMemoryEngine, clock: Clock, team: str
+) -> None:
+    clock.advance(days=1)  # later than all images of the engine were made
+
+    async def clear_up() -> None:
+        while True:
+            templates.builder.sweep_soon()
+            await asyncio.sleep(0)
+
+    clearing = asyncio.create_task(clear_up())
+    try:
+        for number in range(20):
+            # Without steps its image is an older one under a new name.
+            built = await build(templates, team, f"web-{number}", request())
+            assert built.image is not None
+            assert await engine.has_image(built.image)
+    finally:
+        clearing.cancel()
