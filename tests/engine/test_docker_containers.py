@@ -62,10 +62,19 @@ async def test_files_go_into_a_container_whose_start_was_cut_before_it_came_to_t
 ) -> None:
     late = container(docker_subject.image, files=(File(path="/run/token", content=b"there"),))
     spec = pod("late", late, egress=False)
-    labels = container_labels(PodFrame.of(docker_subject.installation, spec), "only")
-    network = docker_subject.api.create_host_config(network_mode=f"sandgate-{docker_subject.installation}-offline")
-    made = docker_subject.api.create_container(
-        docker_subject.image, command=list(PROGRAM), name="sandgate-late-only", labels=labels, host_config=network
+    # What is left of a pod stands where the pod belongs.
+    address = (await docker_subject.engine.start(spec)).address
+    await docker_subject.remove_container("late", "only")
+    api, network = docker_subject.api, f"sandgate-{docker_subject.installation}-offline"
+    made = api.create_container(
+        docker_subject.image,
+        command=list(PROGRAM),
+        name="sandgate-late-only",
+        labels=container_labels(PodFrame.of(docker_subject.installation, spec), "only"),
+        host_config=api.create_host_config(network_mode=network),
+        networking_config=api.create_networking_config(
+            {network: api.create_endpoint_config(ipv4_address=address)}  # type: ignore[arg-type]  # the stubs are wrong
+        ),
     )["Id"]
     await docker_subject.engine.start(spec)
     assert (await docker_subject.inspect("late", "only"))["Id"] == made
