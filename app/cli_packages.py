@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from app.catalog import ServerDefinition
+from app.catalog import Catalog, ServerDefinition
 from app.catalog.merging import Entry
 from app.cli_catalog import catalog, load_catalog
 from app.cli_trials import TRIED_AT_ONCE, AtOnce, Keys, rehearse_all
 from app.engines.jobs import Report
 from app.errors import SandgateError
 from app.home import home_locked
-from app.main import make_vault
+from app.main import make_vault, opened_database
 from app.packages import PackageLocks, PackageStore
 from app.sandboxes.store import Store
 from app.server_jobs import each, opened_tools, package_servers
 from app.settings import Settings, read_settings
-from app.terminal import console, opened_database, out
+from app.terminal import console, out
 
 __all__ = ["catalog"]
 
@@ -45,35 +45,35 @@ def install(
     ] = True,
 ) -> None:
     """Install the packages of servers and see what they list, so that the first sandbox with them need not wait."""
-    settings = read_settings()
 
-    async def run() -> list[str]:
-        async with opened_database(settings) as database:
-            loaded = await load_catalog(database)
-            wanted = package_servers(loaded, keys, every=every or verified)
-            if verified and not every:
-                wanted = [entry for entry in wanted if entry.definition.verified]
-            failures = await _install_all(settings, wanted, at_once=jobs)
-            if rehearse:
-                await rehearse_all(settings, database, loaded, wanted, at_once=min(jobs, TRIED_AT_ONCE))
-            return failures
+    def choose(loaded: Catalog) -> list[Entry]:
+        wanted = package_servers(loaded, keys, every=every or verified)
+        return wanted if every or not verified else [entry for entry in wanted if entry.definition.verified]
 
-    _exit_with(asyncio.run(run()))
+    _exit_with(asyncio.run(_install(read_settings(), choose, at_once=jobs, rehearse=rehearse)))
 
 
 def install_first_servers(settings: Settings) -> None:
     """Install what the lines that a start prints ask for. What fails is told, and tried again at its first use."""
 
-    async def run() -> list[str]:
-        async with opened_database(settings) as database:
-            loaded = await load_catalog(database)
-            wanted = package_servers(loaded, FIRST_SERVERS, every=False)
-            failures = await _install_all(settings, wanted, at_once=_INSTALLED_AT_ONCE)
-            await rehearse_all(settings, database, loaded, wanted, at_once=TRIED_AT_ONCE)
-            return failures
+    def choose(loaded: Catalog) -> list[Entry]:
+        return package_servers(loaded, FIRST_SERVERS, every=False)
 
-    for failure in asyncio.run(run()):
+    for failure in asyncio.run(_install(settings, choose, at_once=_INSTALLED_AT_ONCE, rehearse=True)):
         console.print(f"[yellow]{escape(failure)}[/]")
+
+
+async def _install(
+    settings: Settings, choose: Callable[[Catalog], list[Entry]], *, at_once: int, rehearse: bool
+) -> list[str]:
+    """What failed, a line each."""
+    async with opened_database(settings) as database:
+        loaded = await load_catalog(database)
+        wanted = choose(loaded)
+        failures = await _install_all(settings, wanted, at_once=at_once)
+        if rehearse:
+            await rehearse_all(settings, database, loaded, wanted, at_once=min(at_once, TRIED_AT_ONCE))
+        return failures
 
 
 async def _install_all(settings: Settings, wanted: Sequence[Entry], *, at_once: int) -> list[str]:

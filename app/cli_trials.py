@@ -20,12 +20,12 @@ from app.engines.jobs import Report
 from app.errors import SandgateError
 from app.home import trials_locked
 from app.ids_and_time import utc_now
-from app.main import make_blueprint, sandbox_images
+from app.main import make_blueprint, opened_database, sandbox_images
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
 from app.sandboxes.rehearsed_lists import RehearsedLists
 from app.server_jobs import each, opened_tools, package_servers
 from app.settings import ROOT, Settings, read_settings
-from app.terminal import console, opened_database, out
+from app.terminal import console, out
 from app.verification import Results, Verification, Verifier, make_page
 from app.verification.observed_hosts import ManifestEditError, sort_hosts, with_allowed_hosts
 

@@ -27,24 +27,20 @@ from app.engines.images import ImageTags, image_tags
 from app.engines.interface import Engine, Limits
 from app.engines.network_guard import AllowedTarget
 from app.errors import Problem
-from app.home import write_file
+from app.home import make_home, write_file
 from app.ids_and_time import utc_now
 from app.packages import PackageLocks, PackageStore
-from app.sandboxes.background import Background
+from app.sandboxes.assembly import make_sandboxes
 from app.sandboxes.directory import Directory
-from app.sandboxes.expiry import Expiry
 from app.sandboxes.journal import Journal
 from app.sandboxes.models import CreateSandbox
 from app.sandboxes.planning import WORKSPACE_CAPABILITIES, Blueprint, check_known, plan_sandbox
-from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
-from app.sandboxes.reconciler import Reconciler
+from app.sandboxes.pod_clients import make_http_client
 from app.sandboxes.sandbox_logs import SandboxLogs
-from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
 from app.sandboxes.telemetry import Metrics
 from app.sandboxes.tool_memory import ToolMemory
-from app.sandboxes.transitions import Transitions
-from app.sandboxes.warm_pool import PoolPlan, WarmPlans, WarmPool
+from app.sandboxes.warm_pool import PoolPlan, WarmPlans
 from app.secrets import Secrets
 from app.secrets.at_rest import check_stored_secrets
 from app.settings import ROOT, Settings, SettingsError
@@ -77,9 +73,7 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
         async with AsyncExitStack() as stack:
             if workers is not None:
                 await stack.enter_async_context(workers)
-            settings.home.mkdir(parents=True, exist_ok=True)
-            settings.home.chmod(0o700)
-            database = await stack.enter_async_context(_database(settings))
+            database = await stack.enter_async_context(opened_database(settings))
             accounts = Accounts(database)
             await ensure_first_key(accounts, settings.home)
             team = await accounts.default_team()
@@ -92,7 +86,6 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
             vault = make_vault(settings)
             store = Store(database, vault)
             blueprint = make_blueprint(settings, tags)
-            gateways = GatewayClient(http)
             journal = Journal(database, now=utc_now)
             template_store = TemplateStore(database, vault)
             packages = make_packages(settings, engine, tags)
@@ -105,64 +98,25 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
                 prepare_server=lambda key, report: _prepare_server(key, report, catalog, packages),
                 now=utc_now,
             )
-            background = Background()
-            transitions = Transitions(
+            sandboxes = make_sandboxes(
                 store=store,
                 engine=engine,
-                agents=AgentClient(http),
-                gateways=gateways,
+                http=http,
                 memory=ToolMemory(database, now=utc_now),
                 journal=journal,
                 packages=packages,
-                directory=directory,
-                catalog=catalog,
-                blueprint=blueprint,
-                background=background,
-                now=utc_now,
-            )
-            expiry = Expiry(
-                store=store,
-                transitions=transitions,
-                directory=directory,
-                journal=journal,
-                background=background,
-                now=utc_now,
-            )
-            warm_pool = WarmPool(
-                _warm_plans(settings, templates, team.id, catalog, blueprint),
-                store=store,
-                engine=engine,
-                starter=transitions.starter,
-                now=utc_now,
-                is_busy=lambda: transitions.is_starting,
-            )
-            reconciler = Reconciler(
-                store=store,
-                engine=engine,
-                transitions=transitions,
-                expiry=expiry,
-                warm_pool=warm_pool,
-                directory=directory,
-                journal=journal,
-                background=background,
-            )
-            service = SandboxService(
-                store=store,
-                transitions=transitions,
-                expiry=expiry,
-                warm_pool=warm_pool,
-                directory=directory,
-                gateways=gateways,
                 templates=templates,
+                directory=directory,
                 catalog=catalog,
                 blueprint=blueprint,
+                warm_plans=_warm_plans(settings, templates, team.id, catalog, blueprint),
                 now=utc_now,
             )
             metrics = Metrics(directory, http, now=utc_now)
             volume_pods = VolumePods(engine=engine, http=http, image=tags.workspace)
             api.state.parts = Parts(
                 accounts=accounts,
-                service=service,
+                service=sandboxes.service,
                 catalog=catalog,
                 catalog_importer=importer,
                 templates=templates,
@@ -179,7 +133,7 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
             )
             await stack.enter_async_context(edge)
             await stack.enter_async_context(_in_background(journal.run(), "journal"))
-            await stack.enter_async_context(_running(reconciler.run, "reconciler"))
+            await stack.enter_async_context(_running(sandboxes.reconciler.run, "reconciler"))
             await stack.enter_async_context(_running(templates.builder.run, "template builder"))
             await stack.enter_async_context(_in_background(importer.watch(), "catalog watch"))
             await stack.enter_async_context(_in_background(metrics.run(), "metrics"))
@@ -214,7 +168,7 @@ async def check_start(settings: Settings) -> None:
     Raises: SettingsError, DatabaseUnusableError, VaultError, CertificateError.
     """
     _check_egress_allow(settings)
-    async with _database(settings) as database:
+    async with opened_database(settings) as database:
         await check_stored_secrets(database, make_vault(settings))
     if settings.sandbox_domain is not None and settings.tls_port is not None:
         from app.tls import check_certificate  # noqa: PLC0415 - as above
@@ -230,6 +184,18 @@ def public_url(settings: Settings) -> str:
 
 def database_url(settings: Settings) -> str:
     return settings.database_url or f"sqlite+aiosqlite:///{settings.home / 'sandgate.db'}"
+
+
+@asynccontextmanager
+async def opened_database(settings: Settings) -> AsyncIterator[Database]:
+    """The migrated database of this installation. Another process may be serving it."""
+    make_home(settings.home)
+    database = Database(database_url(settings))
+    try:
+        await database.migrate()
+        yield database
+    finally:
+        await database.aclose()
 
 
 def make_vault(settings: Settings) -> Vault:
@@ -293,16 +259,6 @@ def _check_egress_allow(settings: Settings) -> None:
             AllowedTarget.parse(entry)
         except ValueError as error:
             raise SettingsError(f"SANDGATE_EGRESS_ALLOW: {error}") from error
-
-
-@asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[Database]:
-    database = Database(database_url(settings))
-    try:
-        await database.migrate()
-        yield database
-    finally:
-        await database.aclose()
 
 
 @asynccontextmanager

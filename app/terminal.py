@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from rich.console import Console
 
 from app.accounts import Accounts
 from app.database import Database
-from app.home import make_home
-from app.main import database_url, ensure_first_key
-from app.settings import Settings, read_settings
+from app.main import ensure_first_key, opened_database
+from app.settings import read_settings
 
 T = TypeVar("T")
 
@@ -21,18 +19,6 @@ console = Console(stderr=True, highlight=False)
 """Progress and errors."""
 out = Console(highlight=False)
 """What was asked for."""
-
-
-@asynccontextmanager
-async def opened_database(settings: Settings) -> AsyncIterator[Database]:
-    """The migrated database of this installation. The server may be running."""
-    make_home(settings.home)
-    database = Database(database_url(settings))
-    try:
-        await database.migrate()
-        yield database
-    finally:
-        await database.aclose()
 
 
 def with_database(work: Callable[[Database], Awaitable[T]]) -> T:

@@ -22,20 +22,17 @@ from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Limits
 from app.errors import NotFound
 from app.packages import PackageLocks, PackageStore
-from app.sandboxes.background import Background
+from app.sandboxes.assembly import make_sandboxes
 from app.sandboxes.directory import Directory
 from app.sandboxes.expiry import Expiry
 from app.sandboxes.journal import Journal
 from app.sandboxes.models import CreateSandbox
 from app.sandboxes.planning import Blueprint, plan_sandbox
-from app.sandboxes.pod_clients import AgentClient, GatewayClient
-from app.sandboxes.reconciler import Reconciler
 from app.sandboxes.server_containers import STDIO_BRIDGE
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
 from app.sandboxes.tool_memory import ToolMemory
-from app.sandboxes.transitions import Transitions
-from app.sandboxes.warm_pool import PoolPlan, WarmPool
+from app.sandboxes.warm_pool import PoolPlan
 from app.templates import TemplateService
 from app.vault import Vault
 from tests.pods import PodTransport
@@ -136,7 +133,6 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         )
         directory = Directory()
         async with httpx.AsyncClient(transport=pods) as http:
-            gateways = GatewayClient(http)
             journal = Journal(database, now=clock)
             memory = ToolMemory(database, now=clock)
             templates = make_template_service(
@@ -151,12 +147,10 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 plan = plan_sandbox(request(), template, catalog, blueprint)
                 return [PoolPlan(template=warm_template, plan=plan, size=warm)]
 
-            background = Background()
-            transitions = Transitions(
+            sandboxes = make_sandboxes(
                 store=store,
                 engine=engine or shared_engine,
-                agents=AgentClient(http),
-                gateways=gateways,
+                http=http,
                 memory=memory,
                 journal=journal,
                 packages=PackageStore(
@@ -165,60 +159,23 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                     installer=Path("sandbox_images/installer/install_package.py"),
                     locks=PackageLocks([Path("catalog/locks")]),
                 ),
+                templates=templates,
                 directory=directory,
                 catalog=catalog,
                 blueprint=blueprint,
-                background=background,
+                warm_plans=plans,
                 now=clock,
                 listen_deadline_s=listen_deadline_s,
-            )
-            expiry = Expiry(
-                store=store,
-                transitions=transitions,
-                directory=directory,
-                journal=journal,
-                background=background,
-                now=clock,
-            )
-            warm_pool = WarmPool(
-                plans,
-                store=store,
-                engine=engine or shared_engine,
-                starter=transitions.starter,
-                now=clock,
-                is_busy=lambda: transitions.is_starting,
-            )
-            reconciler = Reconciler(
-                store=store,
-                engine=engine or shared_engine,
-                transitions=transitions,
-                expiry=expiry,
-                warm_pool=warm_pool,
-                directory=directory,
-                journal=journal,
-                background=background,
                 sweep_interval_s=sweep_interval_s,
             )
-            service = SandboxService(
-                store=store,
-                transitions=transitions,
-                expiry=expiry,
-                warm_pool=warm_pool,
-                directory=directory,
-                gateways=gateways,
-                templates=templates,
-                catalog=catalog,
-                blueprint=blueprint,
-                now=clock,
-            )
             ready = asyncio.Event()
-            running = asyncio.create_task(reconciler.run(ready))
+            running = asyncio.create_task(sandboxes.reconciler.run(ready))
             await ready.wait()
             try:
                 async with building(templates):
                     yield ControlPlane(
-                        service=service,
-                        expiry=expiry,
+                        service=sandboxes.service,
+                        expiry=sandboxes.expiry,
                         directory=directory,
                         store=store,
                         accounts=accounts,
