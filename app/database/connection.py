@@ -109,4 +109,6 @@ def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
 def _begin(connection: Connection) -> None:
     # A transaction that reads first and writes later could otherwise fail with "database is locked" in the middle.
     reads = connection.get_execution_options().get("sandgate_reads")
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    begin = "BEGIN" if reads else "BEGIN IMMEDIATE"
+    # Not by a cursor of SQLAlchemy's: opening, executing and closing it is a turn of the driver's thread each.
+    connection.connection.dbapi_connection.run_async(lambda driver: driver.execute(begin))  # type: ignore[union-attr]
