@@ -1,4 +1,4 @@
-"""What one sandbox does to another: a fork bomb, a memory hog and a disk filler beside tool calls.
+"""What one sandbox does to another: spinners, a fork bomb, a memory hog and a disk filler beside tool calls.
 
 The villain is frozen and thawed in turns, and windows with it are held against the windows right before and after them
 without it. So what else the machine does, and whatever changes slowly, falls out of the comparison.
@@ -6,9 +6,11 @@ without it. So what else the machine does, and whatever changes slowly, falls ou
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -25,13 +27,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(600)]
 
 _log = structlog.get_logger()
 
-LIMITS = {"SANDGATE_CPUS": "1", "SANDGATE_MEMORY_MIB": "256", "SANDGATE_PIDS": "128"}
-MOST_SLOWDOWN = 1.2
-"""Of the 95th percentile, at full size: on a machine that does nothing else, with windows enough."""
+LIMITS = {"SANDGATE_CPUS": "2", "SANDGATE_MEMORY_MIB": "256", "SANDGATE_PIDS": "128"}
+MOST_SLOWDOWN = 1.2 if (os.cpu_count() or 1) > 4 else 2.0
+"""Of the 95th percentile, at full size: on a machine that does nothing else, with windows enough. Where villain and
+call don't find processors of their own, the programs of a call take turns (docs/performance.md)."""
 MOST_SLOWDOWN_IN_SHORT = 5.0
 """Of a few short windows, on a machine that may do other things."""
 
 VILLAINS = {
+    "spinners": "for spinner in 1 2 3 4; do (while true; do :; done)& done; wait",
     "fork bomb": "bomb() { bomb | bomb & }; while true; do bomb; sleep 0.1; done",
     "memory hog": "while true; do python3 -c 'x = [bytearray(1 << 20) for _ in range(100000)]'; done",
     # It takes the space of 512 MiB at most: the machine is shared.
@@ -57,6 +61,13 @@ class Neighbour:
         return percentile(calls.latencies_ms, 95)
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    processors: float
+    memory_mib: float
+    processes: int
+
+
 class Villain:
     """A sandbox that does its worst until it is frozen.
 
@@ -64,8 +75,9 @@ class Villain:
     """
 
     def __init__(self, bed: Bed, sandbox_id: str, program: str) -> None:
-        container = bed.client.inspect_container(bed.installation.container(sandbox_id, "workspace"))
-        self._freezer = freezer_of(container["State"]["Pid"])
+        self._client = bed.client
+        self._container = bed.installation.container(sandbox_id, "workspace")
+        self._freezer = freezer_of(bed.client.inspect_container(self._container)["State"]["Pid"])
         # In a session of its own, so that it goes on without its client.
         command = f"nohup setsid bash -c {shlex.quote(program)} >/dev/null 2>&1 &"
         bed.installation.sdk(sandbox_id).commands.run(command)
@@ -75,6 +87,18 @@ class Villain:
 
     def thaw(self) -> None:
         self._freezer.write_text("0" if self._freezer.name == "cgroup.freeze" else "THAWED")
+
+    def uses(self) -> Usage:
+        """Over about a second from now on."""
+        seen = self._client.stats(self._container, stream=False)
+        now, before = seen["cpu_stats"], seen["precpu_stats"]
+        used_ns = now["cpu_usage"]["total_usage"] - before["cpu_usage"]["total_usage"]
+        total_ns = now["system_cpu_usage"] - before["system_cpu_usage"]
+        return Usage(
+            processors=used_ns / total_ns * now["online_cpus"],
+            memory_mib=seen["memory_stats"]["usage"] / 2**20,
+            processes=seen["pids_stats"]["current"],
+        )
 
 
 def freezer_of(pid: int) -> Path:
@@ -106,6 +130,7 @@ def test_a_villain_slows_its_neighbours_little_and_is_held_by_its_limits(
             bad.freeze()
             without.append(neighbour.p95_ms(seconds))
         bad.thaw()
+        used = bad.uses()
         began = time.monotonic()
         bed.kill(bad_id)
         gone_s = time.monotonic() - began
@@ -118,7 +143,11 @@ def test_a_villain_slows_its_neighbours_little_and_is_held_by_its_limits(
             beside_it_ms=round(median(beside), 2),
             slowdown=round(slowdown, 2),
             gone_s=round(gone_s, 1),
+            **asdict(used),
         )
+        assert used.processors < float(LIMITS["SANDGATE_CPUS"]) * 1.1  # its share is dealt out by tenths of a second
+        assert used.memory_mib <= int(LIMITS["SANDGATE_MEMORY_MIB"])
+        assert used.processes <= int(LIMITS["SANDGATE_PIDS"])
         assert slowdown < (MOST_SLOWDOWN if is_full_size else MOST_SLOWDOWN_IN_SHORT)
         wait_until(lambda: bad_id not in bed.installation.sandboxes(), bed.installation.sandboxes)
         assert bed.installation.sdk(good["sandboxID"]).commands.run("echo here").stdout == "here\n"
