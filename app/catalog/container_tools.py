@@ -15,6 +15,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, JsonValue
 
 from app.catalog import templates
+from app.catalog.json_schemas import SchemaError, UncheckableError, faults_in, make_validator, path_of, shortened
 from app.catalog.manifest_parts import Items, ManifestPart, Text
 from app.catalog.templates import Context, Reference, TemplateError
 
@@ -24,8 +25,6 @@ _LARGEST_ARGUMENT = 128 * 1024 - 1
 """Of one argument of a program in bytes, the NUL behind it not counted: MAX_ARG_STRLEN of execve(2)."""
 _LARGEST_COMMAND = 1024 * 1024
 _MOST_FAULTS_TOLD = 3
-_LONGEST_FAULT = 300
-"""Characters of what is wrong with an argument; the message repeats the argument."""
 
 
 class ToolContainer(ManifestPart):
@@ -152,24 +151,17 @@ def _texts(tool: ContainerTool) -> Iterator[tuple[str, str]]:
 
 
 def _wrong_in(schema: Mapping[str, JsonValue]) -> str | None:
-    # Costs memory that installations without such tools need not pay.
-    from jsonschema import Draft202012Validator, SchemaError  # noqa: PLC0415
-
     if schema["type"] != "object":
         return f"its type is {schema['type']!r}"
     try:
-        Draft202012Validator.check_schema(schema)
+        make_validator(schema)
     except SchemaError as error:
-        return f"{error.json_path}: {error.message[:_LONGEST_FAULT]}"
+        return str(error)
     return None
 
 
 def _checked(tool: ContainerTool, arguments: object) -> Context:
     """The arguments, with the defaults of those that were left out. Raises: CallError."""
-    from jsonschema import Draft202012Validator  # noqa: PLC0415 - as above
-    from referencing import Registry  # noqa: PLC0415
-    from referencing.exceptions import Unresolvable  # noqa: PLC0415
-
     if not isinstance(arguments, dict):
         raise CallError(f"The arguments of {tool.name} must be an object.")
     properties = tool.parameters.get("properties")
@@ -179,22 +171,14 @@ def _checked(tool: ContainerTool, arguments: object) -> Context:
         if isinstance(schema, dict) and "default" in schema
     }
     given.update(arguments)
-    # With a registry of its own the validator never asks the network for a `$ref`.
-    validator = Draft202012Validator(tool.input_schema, registry=Registry())
     try:
-        errors = list(itertools.islice(validator.iter_errors(given), _MOST_FAULTS_TOLD))
-    except RecursionError:
-        raise CallError(f"The arguments of {tool.name} nest too deep.") from None
-    except Unresolvable as error:
-        raise CallError(f"The input schema of {tool.name} refers to {error.ref!r}, which is not in it.") from error
+        errors = list(itertools.islice(faults_in(given, tool.input_schema), _MOST_FAULTS_TOLD))
+    except UncheckableError as error:
+        raise CallError(f"What is given to {tool.name} {error}.") from None
     if errors:
-        told = [f"{error.json_path}: {_shortened(error.message)}" for error in errors]
+        told = [f"{path_of(error)}: {shortened(error.message)}" for error in errors]
         raise CallError(f"The arguments of {tool.name} break its input schema. " + "; ".join(told))
     return given
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_FAULT else f"{text[: _LONGEST_FAULT - 1]}…"
 
 
 def _check_text(text: str) -> None:

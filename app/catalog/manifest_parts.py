@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, NoReturn, TypeVar
@@ -10,6 +9,8 @@ from typing import Annotated, Literal, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
+
+from app.catalog.json_schemas import SchemaError, make_validator, shortened
 
 T = TypeVar("T")
 Items = Annotated[tuple[T, ...], Field(strict=False)]
@@ -72,9 +73,9 @@ class ConfigSchema(ManifestPart):
             refuse(where, f"the default is no {self.type}")
         if self.pattern is not None:
             try:
-                re.compile(self.pattern)
-            except re.error as error:
-                refuse(where, f"the pattern is no regular expression: {error}")
+                make_validator({"pattern": self.pattern})
+            except SchemaError:
+                refuse(where, f"the pattern is no regular expression: {shortened(self.pattern)}")
         for name, inner in (self.properties or {}).items():
             inner.check((*path, name))
         if self.items is not None:

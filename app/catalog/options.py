@@ -9,15 +9,15 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
+from jsonschema_rs import ValidationError
 from pydantic import JsonValue
 
 from app.catalog import names
 from app.catalog.definition import CONTEXT_ROOT, Secret, ServerDefinition
 from app.catalog.errors import OptionError
+from app.catalog.json_schemas import faults_in
 from app.catalog.manifest_parts import ConfigSchema
 from app.catalog.option_values import kind_of, read_text, read_value
 
@@ -167,38 +167,36 @@ def _fill_home(default: JsonValue, home: str) -> JsonValue:
 
 def _check_config(schema: ConfigSchema, server: str, config: Mapping[str, JsonValue]) -> None:
     """Raises: OptionError for the first thing that breaks the schema."""
-    validator = Draft202012Validator(schema.model_dump(by_alias=True, exclude_none=True))
-    for error in validator.iter_errors(config):
+    # What no JSON can be is refused where each value is read.
+    for error in faults_in(dict(config), schema.model_dump(by_alias=True, exclude_none=True)):
         _raise_for(schema, server, error)
 
 
 def _raise_for(schema: ConfigSchema, server: str, error: ValidationError) -> NoReturn:
-    named = itertools.takewhile(lambda step: isinstance(step, str), error.absolute_path)
+    named = itertools.takewhile(lambda step: isinstance(step, str), error.instance_path)
     path = tuple(str(step) for step in named)
-    index = "".join(f"[{step}]" for step in list(error.absolute_path)[len(path) :] if isinstance(step, int))
-    rule: Any = error.validator_value
-    if error.validator == "required" and isinstance(error.instance, Mapping):
-        missing = next(name for name in rule if name not in error.instance)
-        leaf = _required_below(schema, (*path, missing))[0]
+    index = "".join(f"[{step}]" for step in error.instance_path[len(path) :] if isinstance(step, int))
+    rule, value = error.kind.name, error.kind.value
+    if rule == "required":
+        leaf = _required_below(schema, (*path, value))[0]
         option = schema.at(leaf)
         what = f" ({option.description.rstrip('.')})" if option and option.description else ""
         raise OptionError(server, names.config_property(leaf), f"is required{what}")
-    if error.validator == "anyOf":
-        leaves = [[_required_below(schema, (*path, name))[0] for name in way["required"]] for way in rule]
+    if rule == "anyOf":
+        alternatives = getattr(schema.at(path), "any_of", None) or ()
+        leaves = [[_required_below(schema, (*path, name))[0] for name in way.required] for way in alternatives]
         ways = [" and ".join(names.config_property(leaf) for leaf in way) for way in leaves]
         raise OptionError(server, None, f"needs {', or '.join(ways)}")
     property = names.config_property(path) + index
-    match error.validator:
+    match rule:
         case "enum":
-            raise OptionError(server, property, f"expected one of: {', '.join(json.dumps(item) for item in rule)}")
+            raise OptionError(server, property, f"expected one of: {', '.join(json.dumps(item) for item in value)}")
         case "pattern":
-            raise OptionError(server, property, f"does not match the pattern {rule}")
+            raise OptionError(server, property, f"does not match the pattern {value}")
         case "minimum" | "maximum":
-            raise OptionError(
-                server, property, f"must be {'at least' if error.validator == 'minimum' else 'at most'} {rule}"
-            )
+            raise OptionError(server, property, f"must be {'at least' if rule == 'minimum' else 'at most'} {value}")
         case _:
-            raise OptionError(server, property, f"breaks the rule {error.validator}: {json.dumps(rule)}")
+            raise OptionError(server, property, f"breaks the rule {rule}: {json.dumps(value)}")
 
 
 def _required_below(schema: ConfigSchema, path: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -258,6 +258,7 @@ def test_a_default_may_depend_on_where_the_server_is_placed() -> None:
         ({"mode": SECRET}, "mode", 'expected one of: "fast", "slow"'),
         ({"code": SECRET}, "code", "does not match the pattern ^[a-z]+$"),
         ({"extra": SECRET}, "extra", "expected an object, got a string"),
+        ({"extra": {"a": "\ud800"}}, "extra", "holds half of a surrogate pair"),
         ({"extra": NESTED}, "extra", "nests more than 32 levels"),
         ({"acmeToken": SECRET + "\0"}, "acmeToken", "holds a NUL character"),
         ({"siteUrl": "\ud800"}, "siteUrl", "holds half of a surrogate pair"),

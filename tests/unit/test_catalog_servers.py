@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema_rs import Draft202012Validator, meta
 
 from app.catalog import Catalog, PackageRun, describe, render
 from app.catalog.catalog import parse_manifest
@@ -64,7 +64,7 @@ def test_the_published_schema_is_that_of_the_code() -> None:
 
 def test_the_schema_is_valid_json_schema_and_closed_to_unknown_names() -> None:
     schema = json.loads(manifest_schema())
-    Draft202012Validator.check_schema(schema)
+    meta.validate(schema)
     objects = [schema, *schema["$defs"].values()]
     assert all(item["additionalProperties"] is False for item in objects if item.get("type") == "object")
 
