@@ -24,6 +24,8 @@ _CONNECT_S = 0.05
 """What is sent to a pod in the first moments of its network may be lost, and the kernel sends it again after 1 s."""
 _KNOCK = "sandgate.knock"
 """Extension of a request that waits until somebody listens: whether to knock before it is sent."""
+_POOLS = 64
+"""That pods are spread over: for each request a pool looks at all its connections, and every gateway keeps one open."""
 _CALL_TIMEOUT_S = 5.0
 _ENVELOPE_HEAD = 5
 _END_OF_STREAM = 2
@@ -33,8 +35,19 @@ class PodUnreachableError(SandgateError):
     """A pod's agent or gateway does not answer, or answers with what it must not."""
 
 
-class _Transport(httpx.AsyncHTTPTransport):
-    """Waits for somebody to listen where a request asks for that, at a tenth of what requests in vain would cost."""
+class _Transport(httpx.AsyncBaseTransport):
+    """To any number of pods. Waits for somebody to listen where a request asks for that, at a tenth of what requests in
+    vain would cost."""
+
+    def __init__(self) -> None:
+        # For plain HTTP, but each pool would build its own.
+        context = httpx.create_ssl_context(verify=False)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=9)
+        self._pools = [httpx.AsyncHTTPTransport(verify=context, limits=limits) for _ in range(_POOLS)]
+
+    async def aclose(self) -> None:
+        for pool in self._pools:
+            await pool.aclose()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         match request.extensions.get(_KNOCK):
@@ -42,7 +55,7 @@ class _Transport(httpx.AsyncHTTPTransport):
                 await _until_accepted(request.url.host, request.url.port or 80)
             case False:
                 request.extensions["timeout"] = {**request.extensions["timeout"], "connect": _CONNECT_S}
-        return await super().handle_async_request(request)
+        return await self._pools[hash(request.url.host) % _POOLS].handle_async_request(request)
 
 
 async def _until_accepted(host: str, port: int) -> None:
@@ -59,11 +72,8 @@ async def _until_accepted(host: str, port: int) -> None:
 
 
 def make_http_client() -> httpx.AsyncClient:
-    """For plain HTTP to pods only: no TLS context is built, no proxy asked, no number of pods is too large."""
-    transport = _Transport(
-        verify=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=9)
-    )
-    return httpx.AsyncClient(transport=transport, timeout=_CALL_TIMEOUT_S, trust_env=False)
+    """For plain HTTP to pods only: no certificates are loaded, no proxy asked, no number of pods is too large."""
+    return httpx.AsyncClient(transport=_Transport(), timeout=_CALL_TIMEOUT_S, trust_env=False)
 
 
 class AgentClient:

@@ -124,7 +124,7 @@ async def test_a_tool_of_dockers_catalog_is_listed_with_its_schema_and_called(ow
         assert refused.meta["sandgate/run"]["exitCode"] == 7
         assert "[exit code 7]\nstderr:\ncurl: (7) Failed to connect" in str(refused.content[0].model_dump()["text"])
         wrong = await client.call_tool("curl", {"args": "-sS"})
-        assert "$.args: '-sS' is not of type 'array'" in str(wrong.content)
+        assert '$.args: "-sS" is not of type "array"' in str(wrong.content)
         assert wrong.is_error
     assert runs_of(own) == []
     own.delete(created["sandboxID"])

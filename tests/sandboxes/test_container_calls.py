@@ -144,7 +144,7 @@ async def test_a_call_runs_what_the_plan_says_by_the_digest_that_was_pulled(
 @pytest.mark.parametrize(
     ("server", "tool", "arguments", "why"),
     [
-        ("talk", "say", {}, "'args' is a required property"),
+        ("talk", "say", {}, '"args" is a required property'),
         ("talk", "whisper", {}, "Server 'talk' of this sandbox has no tool 'whisper' any more"),
         ("time", "say", {"args": []}, "Server 'time' of this sandbox has no tool 'say' any more"),
     ],
