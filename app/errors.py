@@ -120,7 +120,10 @@ class ImageMissing(EngineError):
     """An image that a container needs is not on the engine."""
 
     def __init__(self, image: str) -> None:
-        super().__init__(f"Image {image} is not on the engine. Build the sandbox images with `sandgate images build`.")
+        super().__init__(
+            f"Image {image} is not on the engine. `sandgate images build` makes those of Sandgate itself; that of a"
+            " template or a snapshot comes back only with a new build."
+        )
         self.image = image
 
 
