@@ -9,7 +9,8 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, cast
+from functools import reduce
+from typing import Any, NoReturn, cast
 
 from jsonschema_rs import ValidationError
 from pydantic import JsonValue
@@ -167,36 +168,37 @@ def _fill_home(default: JsonValue, home: str) -> JsonValue:
 
 def _check_config(schema: ConfigSchema, server: str, config: Mapping[str, JsonValue]) -> None:
     """Raises: OptionError for the first thing that breaks the schema."""
+    written: Any = schema.model_dump(by_alias=True, exclude_none=True)
     # What no JSON can be is refused where each value is read.
-    for error in faults_in(dict(config), schema.model_dump(by_alias=True, exclude_none=True)):
-        _raise_for(schema, server, error)
+    for error in faults_in(dict(config), written):
+        _raise_for(schema, server, error, rule=reduce(lambda part, step: part[step], error.schema_path, written))
 
 
-def _raise_for(schema: ConfigSchema, server: str, error: ValidationError) -> NoReturn:
+def _raise_for(schema: ConfigSchema, server: str, error: ValidationError, *, rule: Any) -> NoReturn:
+    """`rule` is the value of the keyword that was broken, as the schema has it."""
     named = itertools.takewhile(lambda step: isinstance(step, str), error.instance_path)
     path = tuple(str(step) for step in named)
     index = "".join(f"[{step}]" for step in error.instance_path[len(path) :] if isinstance(step, int))
-    rule, value = error.kind.name, error.kind.value
-    if rule == "required":
-        leaf = _required_below(schema, (*path, value))[0]
+    keyword = error.kind.name
+    if keyword == "required":
+        leaf = _required_below(schema, (*path, error.kind.value))[0]
         option = schema.at(leaf)
         what = f" ({option.description.rstrip('.')})" if option and option.description else ""
         raise OptionError(server, names.config_property(leaf), f"is required{what}")
-    if rule == "anyOf":
-        alternatives = getattr(schema.at(path), "any_of", None) or ()
-        leaves = [[_required_below(schema, (*path, name))[0] for name in way.required] for way in alternatives]
+    if keyword == "anyOf":
+        leaves = [[_required_below(schema, (*path, name))[0] for name in way["required"]] for way in rule]
         ways = [" and ".join(names.config_property(leaf) for leaf in way) for way in leaves]
         raise OptionError(server, None, f"needs {', or '.join(ways)}")
     property = names.config_property(path) + index
-    match rule:
+    match keyword:
         case "enum":
-            raise OptionError(server, property, f"expected one of: {', '.join(json.dumps(item) for item in value)}")
+            raise OptionError(server, property, f"expected one of: {', '.join(json.dumps(item) for item in rule)}")
         case "pattern":
-            raise OptionError(server, property, f"does not match the pattern {value}")
+            raise OptionError(server, property, f"does not match the pattern {rule}")
         case "minimum" | "maximum":
-            raise OptionError(server, property, f"must be {'at least' if rule == 'minimum' else 'at most'} {value}")
+            raise OptionError(server, property, f"must be {'at least' if keyword == 'minimum' else 'at most'} {rule}")
         case _:
-            raise OptionError(server, property, f"breaks the rule {rule}: {json.dumps(value)}")
+            raise OptionError(server, property, f"breaks the rule {keyword}: {json.dumps(rule)}")
 
 
 def _required_below(schema: ConfigSchema, path: tuple[str, ...]) -> list[tuple[str, ...]]:
