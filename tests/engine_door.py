@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,15 +18,20 @@ class Door:
         self.url = f"unix://{path}"
         self._path = path
         self._passing: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
 
     async def open(self) -> None:
-        self._server = await asyncio.start_unix_server(self._connected, self._path)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.setblocking(False)
+        self._listener.bind(str(self._path))
+        self._listener.listen(100)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     async def shut(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         passing = set(self._passing)
         for task in passing:
             task.cancel()
@@ -36,21 +42,35 @@ class Door:
     async def _admit(self) -> None:
         """Returns when a new connection may pass: at once, here."""
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._pass(reader, writer))
+    def _accept(self, listener: socket.socket) -> None:
+        # Not asyncio's server: it forgets to close a connection that it is about to take up when it is closed itself,
+        # and whoever made that would wait for an answer until a time limit.
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        connection.setblocking(False)
+        task = asyncio.create_task(self._pass(connection))
         self._passing.add(task)
         task.add_done_callback(self._passing.discard)
-        task.add_done_callback(lambda _: writer.close())  # also where it was cancelled before its first step
+        # Also where it was cancelled before its first step.
+        task.add_done_callback(lambda task: connection.close() if task.cancelled() else None)
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(self, connection: socket.socket) -> None:
         await self._admit()
-        engine_reader, engine_writer = await _open_engine()
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
         try:
-            async with asyncio.TaskGroup() as both_ways:
-                both_ways.create_task(_copy(reader, engine_writer))
-                both_ways.create_task(_copy(engine_reader, writer))
-        finally:
-            engine_writer.close()
+            engine_reader, engine_writer = await _open_engine()
+            try:
+                async with asyncio.TaskGroup() as both_ways:
+                    both_ways.create_task(_copy(reader, engine_writer))
+                    both_ways.create_task(_copy(engine_reader, writer))
+            finally:
+                engine_writer.close()
+        except BaseException:
+            writer.transport.abort()  # without what it still had to send
+            raise
+        writer.close()
 
 
 async def _open_engine() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
