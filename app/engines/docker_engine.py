@@ -31,6 +31,8 @@ from app.engines.pod_start import PodStart
 from app.engines.runs import RunOutcome, RunSpec
 from app.errors import EngineError, EngineOutOfSpace, EngineUnavailable, ImageMissing, PodGone
 
+_TIMEOUT_S = 45
+"""The SDKs wait 60 s for a create: an engine that says nothing is told of before they give up."""
 _CHECK_TIMEOUT_S = 5
 _HALT_GRACE_S = 2
 _NETWORK_RETRY_S = 0.5
@@ -48,7 +50,7 @@ class DockerEngine:
         runtime: str | None = None,
         base_url: str | None = None,
         max_workers: int = 16,
-        timeout_s: int = 60,
+        timeout_s: int = _TIMEOUT_S,
     ) -> None:
         """`installation` keeps the pods of several control planes on one engine apart: `[a-z0-9-]`, at most 32.
 
