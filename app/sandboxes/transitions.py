@@ -39,6 +39,8 @@ from app.sandboxes.store import Store
 from app.sandboxes.tool_memory import ToolMemory
 
 _SERVERS_WAIT_S = 60.0
+_TAKE_BACK_S = 10.0
+"""For what a failed pause or resume does to leave the sandbox as it was; the caller still waits for the reason."""
 _WORKSPACE = "workspace"
 
 _log = structlog.get_logger()
@@ -242,8 +244,9 @@ class Transitions:
         except Exception as error:
             # A sandbox that could not be paused goes on; where even that fails, the sweep pauses it later.
             if live is not None:
-                with suppress(EngineError):
-                    await self._engine.resume(live.pod.id)
+                with suppress(EngineError, TimeoutError):
+                    async with asyncio.timeout(_TAKE_BACK_S):
+                        await self._engine.resume(live.pod.id)
                     if await self._store.take_back_pause(sandbox_id):
                         self._take_up(live)
             raise engine_problem(error, f"Sandbox {sandbox_id} could not be paused") from error
@@ -303,8 +306,9 @@ class Transitions:
         except Exception as error:
             # Nothing is lost: it goes back to where it was, by itself or by the sweep, and can be resumed again.
             if await self._store.take_back_resume(sandbox_id):
-                with suppress(EngineError):
-                    await self.finish_pause(sandbox_id, mode or PauseMode.MEMORY)
+                with suppress(EngineError, TimeoutError):
+                    async with asyncio.timeout(_TAKE_BACK_S):
+                        await self.finish_pause(sandbox_id, mode or PauseMode.MEMORY)
             raise engine_problem(error, f"Sandbox {sandbox_id} could not be resumed") from error
         self._journal.record(sandbox_id, "Resumed.")
         self._record_servers(sandbox_id, servers)

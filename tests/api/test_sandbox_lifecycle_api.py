@@ -12,6 +12,7 @@ import pytest
 from app.engines.in_memory_engine import InMemoryEngine
 from tests.in_process import Clock, ControlPlane
 from tests.pods import PodTransport
+from tests.waiting import BOUND_S
 
 
 async def create(api: httpx.AsyncClient, *, headers: dict[str, str] | None = None, **body: object) -> dict[str, Any]:
@@ -142,7 +143,7 @@ async def test_forks_are_like_their_source(api: httpx.AsyncClient, engine: InMem
     (forked,) = images - {"workspace:1"}
     for copy in copies:
         await api.delete(f"/sandboxes/{copy['sandboxID']}")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while await engine.has_image(forked):
             await asyncio.sleep(0.002)
 
@@ -228,7 +229,7 @@ async def test_a_sandbox_has_a_log_of_its_life(api: httpx.AsyncClient) -> None:
     made = await create(api, mcp={"time": {}})
     path = f"/sandboxes/{made['sandboxID']}"
     await api.post(f"{path}/pause")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while not (messages := [line["message"] for line in (await api.get(f"/v2{path}/logs")).json()["logs"]]):
             await asyncio.sleep(0.01)
     assert any("Created from template" in message for message in messages)

@@ -18,6 +18,7 @@ from app.sandboxes.journal import Level
 from tests.api.calls import assert_error, create
 from tests.in_process import ControlPlane, StartControlPlane
 from tests.pods import PodTransport
+from tests.waiting import BOUND_S
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ async def test_pools_are_told(start_control_plane: StartControlPlane, app: FastA
     assert (await api.get("/api/v1/pools")).json() == {"pools": []}
     async with start_control_plane(warm=2) as with_pool:
         app.state.parts = replace(app.state.parts, service=with_pool.service)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while (pools := (await api.get("/api/v1/pools")).json()["pools"]) == [] or pools[0]["waiting"] < 2:
                 await asyncio.sleep(0.002)
     counts = {"wanted": 2, "waiting": 2, "warmCreates": 0, "coldCreates": 0, "replaced": 0}

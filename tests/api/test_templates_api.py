@@ -13,6 +13,7 @@ import pytest
 from app.accounts import Team
 from tests.in_process import ControlPlane
 from tests.templates.builds import archive, hash_of
+from tests.waiting import BOUND_S
 
 
 async def ask(api: httpx.AsyncClient, name: str = "web", **body: object) -> dict[str, Any]:
@@ -28,7 +29,7 @@ async def build(api: httpx.AsyncClient, name: str = "web", **body: object) -> di
     started = await api.post(f"/v2{path}", json={"fromImage": "e2bdev/base", **body})
     assert started.status_code == 202, started.text
     assert started.content == b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         while True:
             status = (await api.get(f"{path}/status")).json()
             if status["status"] in ("ready", "error"):

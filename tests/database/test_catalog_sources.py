@@ -17,6 +17,7 @@ from app.database import Database
 from app.database.tables import catalogs
 from app.errors import Conflict, InvalidRequest, NotFound
 from tests.in_process import Clock
+from tests.waiting import BOUND_S
 
 
 def importer_of(database: Database, catalog: Catalog, **more: Any) -> CatalogImporter:
@@ -51,7 +52,7 @@ async def test_a_control_plane_notices_what_others_import(database: Database) ->
     watching = asyncio.create_task(importer_of(database, catalog, watch_interval_s=0.01).watch())
     try:
         await importer_of(database, Catalog([])).import_document(document("a"), name="first")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while catalog.find("a") is None:
                 await asyncio.sleep(0.005)
     finally:

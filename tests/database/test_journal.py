@@ -12,6 +12,7 @@ from app.database import Database
 from app.database.tables import sandbox_events
 from app.sandboxes.journal import MOST_ENTRIES, Journal, Level
 from tests.in_process import Clock
+from tests.waiting import BOUND_S
 
 
 async def test_what_is_recorded_is_read_in_order_at_once(database: Database) -> None:
@@ -35,7 +36,7 @@ async def test_what_nobody_reads_is_written_all_the_same(database: Database) -> 
     running = asyncio.create_task(journal.run())
     await asyncio.sleep(0)
     journal.record("i1", "Created")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         while not await rows(database):
             await asyncio.sleep(0.05)
     journal.record("i1", "Stopped")
@@ -63,7 +64,7 @@ async def test_what_is_a_week_old_goes(database: Database) -> None:
     clock.moment += timedelta(days=8)
     journal.record("i1", "Stopped")
     running = asyncio.create_task(journal.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         while [entry.message for entry in await journal.entries("i1")] != ["Stopped"]:
             await asyncio.sleep(0.05)
     running.cancel()

@@ -26,7 +26,9 @@ class LegacySession:
         self._post({"method": "notifications/initialized"})
 
     def _post(self, message: dict[str, Any]) -> httpx.Response:
-        answer = httpx.post(self.url, json={"jsonrpc": "2.0", **message}, headers=self.headers, trust_env=False)
+        answer = httpx.post(
+            self.url, json={"jsonrpc": "2.0", **message}, headers=self.headers, trust_env=False, timeout=60
+        )
         assert answer.status_code in (200, 202), answer.text
         return answer
 

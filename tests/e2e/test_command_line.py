@@ -22,7 +22,7 @@ def only_line(done: subprocess.CompletedProcess[str]) -> str:
 
 def status_with(key: str, installation: Installation) -> int:
     headers = {"X-API-KEY": key}
-    return httpx.get(f"{installation.url}/v2/sandboxes", headers=headers, trust_env=False).status_code
+    return httpx.get(f"{installation.url}/v2/sandboxes", headers=headers, trust_env=False, timeout=60).status_code
 
 
 def test_the_doctor_finds_nothing_wrong(installation: Installation) -> None:

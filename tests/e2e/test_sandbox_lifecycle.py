@@ -125,7 +125,8 @@ def test_a_service_on_loopback_is_reached_and_a_dead_port_is_said_to_be_closed(
     sandbox.commands.run("python3 -m http.server 8000 --bind 127.0.0.1", background=True)
     headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "8000"}
     wait_until(
-        lambda: httpx.get(installation.url, headers=headers).status_code == 200, lambda: "the service is not reached"
+        lambda: httpx.get(installation.url, headers=headers, timeout=60).status_code == 200,
+        lambda: "the service is not reached",
     )
     closed = httpx.get(installation.url, headers={**headers, "E2b-Sandbox-Port": "8001"})
     assert closed.status_code == 502

@@ -386,5 +386,5 @@ def test_uploaded_files_need_the_address_that_was_given_out(gate: Installation) 
         link = http.get(f"/templates/{asked['templateID']}/files/{'a' * 64}").json()
     url = str(link["url"])
     assert url.startswith(gate.url)
-    assert httpx.put(url.replace("a" * 64, "b" * 64), content=b"x", trust_env=False).status_code == 401
-    assert httpx.put(url, content=b"not a tar", trust_env=False).status_code == 400
+    assert httpx.put(url.replace("a" * 64, "b" * 64), content=b"x", trust_env=False, timeout=60).status_code == 401
+    assert httpx.put(url, content=b"not a tar", trust_env=False, timeout=60).status_code == 400

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from app.sandboxes.planning import control_environment
-from tests.edge.serving import BOUND_S
+from tests.waiting import BOUND_S
 
 _PACKAGE = Path(__file__).parents[2] / "sandbox_images" / "workspace"
 _CONTROL_TOKEN = "control-token"

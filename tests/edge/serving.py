@@ -16,10 +16,9 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import NotFound
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 T = TypeVar("T")
-BOUND_S = 10.0
 
 _ADDRESSES = (f"127.{20 + os.getpid() % 200}.{os.getpid() // 200 % 250}.{last}" for last in itertools.count(2))
 

@@ -12,7 +12,7 @@ from app.edge.pool import Pool
 from app.edge.routing import Route
 from tests.edge.conftest import Front, to
 from tests.edge.serving import Pod, new_address, talking
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -191,7 +191,7 @@ async def test_requests_sent_ahead_are_answered_in_order(front: Front, pod: Pod)
         reader, writer = await asyncio.open_connection(front.server.host, front.server.port)
         names = "".join(f"{name}: {value}\r\n" for name, value in to(pod, 8000).items())
         writer.write("".join(f"GET /{n} HTTP/1.1\r\nHost: x\r\n{names}\r\n" for n in range(3)).encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             for n in range(3):
                 await reader.readuntil(b"\r\n\r\n")
                 assert await reader.readexactly(2) == f"/{n}".encode()

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.edge.conftest import Front, to
 from tests.edge.serving import with_lifespan
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 
 @with_lifespan
@@ -102,7 +102,7 @@ async def test_a_client_that_does_not_read_is_dropped_too(front: Front) -> None:
     assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
     front.drop(pod.sandbox_id)
     await until(gone.is_set)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         rest = await reader.read()
     assert not rest.endswith(b"0\r\n\r\n")
     writer.close()

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from tests.edge.applications import mirror
 from tests.edge.conftest import DOMAIN, Front, to
 from tests.edge.serving import Pod, answer, new_address, talking, with_lifespan
+from tests.waiting import BOUND_S
 
 
 async def test_a_request_arrives_as_it_was_sent(front: Front, client: httpx.AsyncClient) -> None:
@@ -80,7 +81,7 @@ async def test_header_names_can_be_in_any_case(front: Front, change: Callable[[s
     lines = "".join(f"{change(name)}: {value}\r\n" for name, value in headers.items())
     reader, writer = await asyncio.open_connection(front.server.host, front.server.port)
     writer.write(f"POST / HTTP/1.1\r\n{lines}\r\nok".encode())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         assert b" 200 " in await reader.readline()
         assert b'"body": "ok"' in await reader.readuntil(b'"ok"')
     writer.close()
@@ -319,7 +320,7 @@ async def test_a_request_that_could_be_read_in_two_ways_is_refused(front: Front,
     async with talking(conversation, pod.address, 8000):
         reader, writer = await asyncio.open_connection(front.server.host, front.server.port)
         writer.write(request_bytes.replace(b"{id}", b"iodd"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             status_line = await reader.readline()
         writer.close()
         await writer.wait_closed()

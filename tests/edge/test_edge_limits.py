@@ -15,7 +15,7 @@ from app.edge.http_protocol import HEAD_LIMIT
 from tests.edge.applications import mirror
 from tests.edge.conftest import Front, to
 from tests.edge.serving import answer, with_lifespan
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
@@ -25,7 +25,7 @@ async def exchange(front: Front, request: bytes) -> bytes:
     reader, writer = await asyncio.open_connection(front.server.host, front.server.port)
     writer.write(request)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             return await reader.read()
     finally:
         writer.transport.abort()
@@ -55,7 +55,7 @@ async def test_a_long_head_is_refused_with_431_and_one_within_the_limit_passes(
 
 async def test_a_long_head_on_a_kept_connection_is_refused(front: Front) -> None:
     reader, writer = await asyncio.open_connection(front.server.host, front.server.port)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         writer.write(HEAD + b"\r\n")
         assert (await reader.readuntil(b"api /")).startswith(b"HTTP/1.1 200 ")
         writer.write(HEAD + b"X: " + b"A" * HEAD_LIMIT)

@@ -23,8 +23,8 @@ from app.edge.routing import Route
 from tests.edge.agent_process import running_agent
 from tests.edge.applications import Echo, mirror
 from tests.edge.conftest import Front, to
-from tests.edge.serving import BOUND_S, Pod, Serving, new_address, talking, with_lifespan
-from tests.waiting import until
+from tests.edge.serving import Pod, Serving, new_address, talking, with_lifespan
+from tests.waiting import BOUND_S, until
 
 TOKEN = "dial-token"
 MIB = 1024 * 1024

@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from tests.edge.applications import Echo
 from tests.edge.conftest import Front, to
 from tests.edge.serving import Pod, answer, new_address, talking, with_lifespan
-from tests.waiting import settled, until
+from tests.waiting import BOUND_S, settled, until
 
 MIB = 1024 * 1024
 PIECE = bytes(range(256)) * 256  # 64 KiB
@@ -185,7 +185,7 @@ async def test_both_directions_flow_at_once(front: Front) -> None:
     pod = front.sandbox(app, port=8000)
     reader, writer = await asyncio.open_connection(front.server.host, front.server.port)
     names = "".join(f"{name}: {value}\r\n" for name, value in to(pod, 8000).items())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         writer.write(f"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n{names}\r\n".encode())
         await reader.readuntil(b"ready\r\n")
         for piece in (b"one", b"two", b"three"):
@@ -283,7 +283,7 @@ async def test_an_answer_that_comes_before_the_body_was_read_is_passed_on(front:
         reader, writer = await asyncio.open_connection(front.server.host, front.server.port)
         names = "".join(f"{name}: {value}\r\n" for name, value in to(pod, 8000).items())
         writer.write(f"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n{names}\r\nx".encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             assert (await reader.readline()).startswith(b"HTTP/1.1 413")
             await reader.readuntil(b"big")
         writer.close()

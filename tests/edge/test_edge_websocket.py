@@ -18,7 +18,7 @@ from websockets.typing import Subprotocol
 from tests.edge.applications import Echo
 from tests.edge.conftest import DOMAIN, Front, to
 from tests.edge.serving import Pod, new_address, talking, with_lifespan
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 
 async def test_messages_of_both_kinds_pass_in_both_directions(front: Front) -> None:
@@ -146,7 +146,7 @@ async def test_an_odd_host_does_no_harm(front: Front, host: str) -> None:
     lines = "".join(f"{name}: {value}\r\n" for name, value in (to(pod, 8888) | handshake).items())
     reader, writer = await asyncio.open_connection(front.server.host, front.server.port)
     writer.write(f"GET / HTTP/1.1\r\n{lines}\r\n".encode())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         assert (await reader.readline()).startswith(b"HTTP/1.1 101")
     writer.close()
     await writer.wait_closed()

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app.settings import ROOT
+from tests.waiting import BOUND_S
 
 _US = "127.0.0.1"
-_PATIENCE_S = 20
 
 
 def unused_port() -> int:
@@ -31,7 +31,7 @@ async def running(kept_in: Path, port: int) -> AsyncIterator[asyncio.subprocess.
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(BOUND_S):
             yield program
             program.terminate()
             assert await program.wait() == 0

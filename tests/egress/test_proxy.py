@@ -13,8 +13,9 @@ import pytest
 import trustme
 from sandgate_egress.proxy import Listener, Proxy
 
+from tests.waiting import BOUND_S
+
 _US = "127.0.0.1"
-_PATIENCE_S = 10
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
@@ -46,7 +47,7 @@ async def proxied(
 
 @asynccontextmanager
 async def connected(port: int, **more: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(BOUND_S):
         reader, writer = await asyncio.open_connection(_US, port, **more)
         try:
             yield reader, writer
@@ -161,7 +162,7 @@ async def test_taking_a_host_back_ends_its_open_connections(told: list[str] | No
         assert await reader.readexactly(5) == b"still"
         proxy.allow({_US: told})
         assert await is_cut(reader)
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(BOUND_S):
             await ended.wait()
 
 

@@ -14,6 +14,7 @@ from app.engines.docker_engine import DockerEngine
 from app.engines.docker_pods import container_name
 from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import ContainerSpec, Engine, Limits, Pod, PodSpec
+from tests.waiting import BOUND_S
 
 LINES = ("first line", "second line", "third line")
 """What the program of every container under test prints."""
@@ -25,8 +26,6 @@ PROGRAM = (
     "while ! test -e /tmp/exit; do sleep 0.05; done; exit $(cat /tmp/exit)",
 )
 """Runs until `/tmp/exit` holds an exit code."""
-
-_PATIENCE_S = 20
 
 
 class Subject(Protocol):
@@ -125,7 +124,7 @@ def pod(pod_id: str, *containers: ContainerSpec, **more: Any) -> PodSpec:
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
     """Ask again and again until it holds; fails after 20 s."""
-    give_up_at = time.monotonic() + _PATIENCE_S
+    give_up_at = time.monotonic() + BOUND_S
     while not await holds():
         assert time.monotonic() < give_up_at, "it did not come true"
         await asyncio.sleep(0)

@@ -16,6 +16,7 @@ from app.engines.docker_client import DockerClient
 from app.engines.docker_engine import DockerEngine
 from app.errors import EngineError, EngineOutOfSpace, EngineUnavailable, ImageMissing
 from tests.engine_door import Door
+from tests.waiting import BOUND_S
 
 # docker/transport/unixconn.py does not close a socket that could not connect.
 leaves_a_socket_to_the_collector = pytest.mark.filterwarnings(
@@ -193,7 +194,7 @@ async def test_calls_run_side_by_side_up_to_the_bound(tmp_path: Path) -> None:
         most = max(most, inside)
         if inside == 2:
             two_inside.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             await two_inside.wait()
         inside -= 1
         return web.json_response([])

@@ -15,6 +15,7 @@ from app.errors import EngineError, ImageMissing
 from tests.engine.conftest import INSTALLATION, Listener
 from tests.engine.probing import BLOCKED, probe
 from tests.engine.subjects import DockerSubject, container, pod, until
+from tests.waiting import BOUND_S
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
 
@@ -62,7 +63,7 @@ async def test_this_host_reaches_a_pods_ports(docker_subject: DockerSubject, egr
     address = await started(docker_subject, "reached", egress=egress)
     reader, writer = await asyncio.open_connection(address, _PORT)
     writer.write(b"GET /debian_version HTTP/1.0\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         assert b"200 OK" in await reader.readline()
     writer.close()
     await writer.wait_closed()

@@ -26,11 +26,11 @@ import pytest
 
 from app.engines.images import ImageBuilder
 from app.settings import ROOT, Settings
+from tests.waiting import BOUND_S
 
 pytestmark = pytest.mark.docker
 
 STDOUT, STDERR, EXIT = 1, 2, 3
-BOUND_S = 15.0
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from sandgate_gateway.tool_search import ToolIndex, words
 
 from tests.gateway.running_gateway import RunningGateway, bad, conformance, echo, scripted
 from tests.gateway.wire import LegacyWire
+from tests.waiting import BOUND_S
 
 TOOLS = [
     {
@@ -182,7 +183,7 @@ async def test_changes_of_tools_are_found_and_not_announced(gateway: RunningGate
     async with gateway.client("legacy") as client:
         rename = {"name": "create_issue", "arguments": {"do": "rename", "tools": [TOOLS[1]]}}
         await client.call_tool("call_tool", rename)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             while (await call(client, "search_tools", query="list"))["matches"] != 1:
                 await asyncio.sleep(0.02)
         assert len((await client.list_tools()).tools) == 3

@@ -23,7 +23,7 @@ from mcp_types import (
 
 from tests.gateway.running_gateway import RunningGateway, conformance, conformance_over_http, echo, scripted
 from tests.gateway.wire import LegacyWire, messages, modern, modern_request
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 QUADRANTS = pytest.mark.parametrize(
     ("client_mode", "server_era"),
@@ -32,7 +32,6 @@ QUADRANTS = pytest.mark.parametrize(
 TRANSPORTS = pytest.mark.parametrize("transport", ["stdio", "http"])
 TOOL = [{"name": "t", "inputSchema": {"type": "object"}}, {"name": "u", "inputSchema": {"type": "object"}}]
 FULL: dict[str, Any] = {"tools": {}, "logging": {}, "resources": {"subscribe": True}}
-BOUND_S = 20.0
 
 Mode = Literal["legacy", "auto"]
 

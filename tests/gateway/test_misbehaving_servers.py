@@ -9,9 +9,7 @@ from mcp import MCPError
 
 from tests.gateway.running_gateway import FIXTURES, RunningGateway, bad, echo, scripted, stdio
 from tests.gateway.wire import LegacyWire, modern
-from tests.waiting import until
-
-BOUND_S = 20.0
+from tests.waiting import BOUND_S, until
 
 
 async def tool_names(gateway: RunningGateway) -> list[str]:

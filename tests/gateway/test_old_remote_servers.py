@@ -10,9 +10,7 @@ import pytest
 from tests.gateway.running_gateway import RunningGateway, echo_over_http
 from tests.gateway.sse_server import SseServer, sse_server
 from tests.gateway.wire import LegacyWire
-from tests.waiting import until
-
-BOUND_S = 20.0
+from tests.waiting import BOUND_S, until
 
 
 def old(url: str, kind: str = "sse", **headers: str) -> dict[str, Any]:

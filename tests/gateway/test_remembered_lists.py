@@ -13,8 +13,7 @@ from sandgate_gateway.servers.fleet import STARTS_AT_ONCE
 
 from tests.gateway.running_gateway import RunningGateway, bad, echo, scripted, stdio
 from tests.gateway.wire import LegacyWire, messages, modern
-
-BOUND_S = 20.0
+from tests.waiting import BOUND_S
 
 
 def tool(name: str, **more: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from app.sandboxes.models import MountedVolume, PauseMode
 from app.sandboxes.service import SandboxView
 from tests.in_process import ControlPlane, StartControlPlane, request
 from tests.pods import PodInMemory, PodTransport
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 TALK = """
 name: talk
@@ -76,7 +76,7 @@ class Asker:
         await self._pod.requests.put({"id": identifier})
 
     async def answer(self) -> dict[str, Any]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             return await self._pod.settled.get()
 
     async def call(self, tool: str, arguments: Any, server: str = "talk") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from app.sandboxes.models import McpOptions, PauseMode, ServerStatus, Status
 from app.sandboxes.service import SandboxView
 from tests.in_process import ControlPlane, StartControlPlane, request
 from tests.pods import PodTransport
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 PLAIN = ("shot", "scan", *(f"more{n}" for n in range(8)))
 DEGRADE = McpOptions(on_failure="degrade")
@@ -185,7 +185,7 @@ async def test_a_warm_pod_is_given_image_servers(
 ) -> None:
     engine.builds.registry["acme/shot:1"] = {}
     async with start_control_plane(own_servers=own_servers, warm=1, warm_template="mcp-gateway") as plane:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while not (waiting := [pod for pod in (await plane.store.pods()).values() if pod.address is not None]):
                 await asyncio.sleep(0.002)
         view = await create(plane, "shot")
@@ -260,7 +260,7 @@ async def test_the_command_in_the_workspace_brings_image_servers_and_outlives_an
 
     async def ask(identifier: str, *keys: str) -> dict[str, Any]:
         await pod.requests.put({"id": identifier, "mcp": {key: {} for key in keys}, "token": "t"})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             return await pod.settled.get()
 
     assert await ask("r1", "shot") == {"id": "r1", "ok": True}

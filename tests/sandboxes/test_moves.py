@@ -10,6 +10,7 @@ import pytest
 
 from app.errors import Conflict
 from app.sandboxes.moves import Moves
+from tests.waiting import BOUND_S
 
 
 async def test_a_move_that_is_ended_before_its_first_step_is_answered() -> None:
@@ -29,6 +30,6 @@ async def test_a_move_that_is_ended_before_its_first_step_is_answered() -> None:
             return spawned
 
         with pytest.raises(Conflict):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(BOUND_S):
                 await Moves(spawn).run("i1", work, name="start")
     assert not begun

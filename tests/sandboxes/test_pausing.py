@@ -12,7 +12,7 @@ from app.errors import Conflict, EngineError, GuestUnresponsive, NotFound, Sandb
 from app.sandboxes.models import Lifecycle, PauseMode, Sandbox, ServerStatus, Status
 from tests.in_process import IMAGES, Clock, ControlPlane, StartControlPlane, request
 from tests.pods import PodTransport, ready
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 MEMORY, FILESYSTEM = PauseMode.MEMORY, PauseMode.FILESYSTEM
 
@@ -44,7 +44,7 @@ async def states(engine: InMemoryEngine) -> set[str]:
 
 
 async def until_state(control_plane: ControlPlane, sandbox_id: str, status: Status) -> Sandbox:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while (sandbox := await control_plane.store.find(sandbox_id)) is None or sandbox.status is not status:
             await asyncio.sleep(0.002)
     return sandbox
@@ -130,7 +130,7 @@ async def test_a_paused_sandbox_has_no_time_and_can_be_killed(
     control_plane.expiry.moved()
     assert (await control_plane.service.get(control_plane.team_id, sandbox.id)).sandbox.status is Status.PAUSED
     await control_plane.service.kill(control_plane.team_id, sandbox.id)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while await engine.observe():
             await asyncio.sleep(0.002)
 
@@ -240,7 +240,7 @@ async def test_a_resume_that_was_cut_short_is_taken_back_by_the_next_control_pla
     async with start_control_plane() as second:
         await until(lambda: second.directory.find(sandbox.id) is not None)
         assert (await until_state(second, sandbox.id, Status.PAUSED)).target is Status.PAUSED
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while await states(engine) != {"paused"}:
                 await asyncio.sleep(0.002)
 
@@ -254,7 +254,7 @@ async def test_what_was_frozen_when_the_machine_went_down_keeps_its_files(
     (pod_id,) = await engine.observe()
     engine.exit_container(pod_id, "workspace", exit_code=137)
     async with start_control_plane() as second:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while (found := await second.store.find(sandbox.id)) is None or found.pause_mode is not FILESYSTEM:
                 await asyncio.sleep(0.002)
         _, was_resumed = await second.service.connect(second.team_id, sandbox.id, 60)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from app.sandboxes.pod_clients import AGENT_PORT, AgentClient, make_http_client
+from tests.waiting import BOUND_S
 
 _ADDRESS = "127.0.77.1"
-_BOUND_S = 20.0
 
 
 async def test_an_agent_is_waited_for_until_it_listens() -> None:
@@ -21,7 +21,7 @@ async def test_an_agent_is_waited_for_until_it_listens() -> None:
         writer.close()
         await writer.wait_closed()
 
-    async with make_http_client() as http, asyncio.timeout(_BOUND_S):
+    async with make_http_client() as http, asyncio.timeout(BOUND_S):
         agents = AgentClient(http)
         telling = asyncio.create_task(agents.init(_ADDRESS, "token", {"sandboxId": "i1"}))
         assert not await agents.is_healthy(_ADDRESS)  # as long as this takes, nobody listens

@@ -10,6 +10,7 @@ from app.engines.jobs import JobOutcome, JobSpec, Report
 from tests.in_process import ControlPlane, request
 from tests.pods import PodTransport
 from tests.shipped_packages import shipped_package
+from tests.waiting import BOUND_S
 
 
 async def asked(control_plane: ControlPlane, pods: PodTransport, *keys: str) -> dict[str, Any]:
@@ -20,7 +21,7 @@ async def asked(control_plane: ControlPlane, pods: PodTransport, *keys: str) -> 
     assert live.address is not None
     pod = pods.pod(live.address)
     await pod.requests.put({"id": "r1", "pull": list(keys)})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         return dict(await pod.settled.get())
 
 

@@ -25,7 +25,7 @@ from app.sandboxes.listing import Listing
 from app.sandboxes.models import McpOptions, ServerStatus
 from tests.in_process import IMAGES, Clock, ControlPlane, StartControlPlane, request
 from tests.pods import PodTransport, ready
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 
 class EngineFailsToStart(InMemoryEngine):
@@ -67,7 +67,7 @@ class EngineFailsToStopAtFirst(InMemoryEngine):
 
 
 async def until_nothing_is_left(engine: InMemoryEngine, control_plane: ControlPlane) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while await engine.observe() or await control_plane.store.pods() or await control_plane.store.to_stop():
             await asyncio.sleep(0.002)
     assert list(control_plane.directory) == []
@@ -208,7 +208,7 @@ async def test_a_sandbox_can_be_killed_while_it_starts(start_control_plane: Star
     engine = EngineSlowToStart()
     async with start_control_plane(engine=engine) as control_plane:
         create = asyncio.create_task(control_plane.service.create(control_plane.team_id, request()))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             await engine.has_begun.wait()
         ((_, pod),) = (await control_plane.store.pods()).items()
         assert pod.sandbox_id is not None
@@ -272,7 +272,7 @@ async def test_what_was_starting_when_the_control_plane_died_is_removed(
     async with start_control_plane() as first:
         pods.is_silent = True
         create = asyncio.create_task(first.service.create(first.team_id, request()))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while not await engine.observe():
                 await asyncio.sleep(0.002)
     with pytest.raises(Conflict):
@@ -322,7 +322,7 @@ async def test_the_workspace_can_replace_the_servers(control_plane: ControlPlane
     assert live.address is not None
     pod = pods.pod(live.address)
     await pod.requests.put({"id": "r1", "mcp": {"fetch": {}}, "token": "chosen"})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         assert await pod.settled.get() == {"id": "r1", "ok": True}
     assert [server["name"] for server in pod.configs[-1]["servers"]] == ["fetch"]
     assert pod.configs[-1]["tokens"] == [view.sandbox.secrets.mcp_token, "chosen"]
@@ -348,7 +348,7 @@ async def test_the_workspace_is_told_what_is_wrong_with_its_request(
     assert live.address is not None
     pod = pods.pod(live.address)
     await pod.requests.put({"id": "r1", **asked})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         settled = await pod.settled.get()
     assert settled["ok"] is False
     assert message in settled["message"]

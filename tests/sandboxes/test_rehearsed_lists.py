@@ -14,6 +14,7 @@ from app.sandboxes.tool_memory import ToolMemory
 from app.sandboxes.tool_search import ToolSearch
 from tests.in_process import ControlPlane, request
 from tests.pods import PodTransport
+from tests.waiting import BOUND_S
 
 
 def lists_of(*tools: str) -> Lists:
@@ -52,7 +53,7 @@ async def test_the_first_sandbox_of_any_team_lists_what_was_rehearsed(
 
 
 async def test_what_a_team_saw_itself_counts_for_more(control_plane: ControlPlane, pods: PodTransport) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while True:
             view = await control_plane.service.create(control_plane.team_id, request(mcp={"time": {}}))
             pod = await control_plane.store.pod_of(view.sandbox.id)
@@ -98,7 +99,7 @@ async def test_search_finds_a_server_by_tools_that_another_process_rehearsed(con
     keeping = asyncio.create_task(ToolSearch(memory, control_plane.catalog, interval_s=0.01).keep())
     try:
         await keep(control_plane, "time", lists_of("zeitansage"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while not (found := await asyncio.to_thread(control_plane.catalog.search, "zeitansage")):
                 await asyncio.sleep(0.005)
         assert [definition.key for definition in found] == ["time"]

@@ -12,13 +12,14 @@ from app.errors import Conflict, InvalidRequest, ServerStartFailed
 from app.sandboxes.models import McpOptions, PauseMode
 from tests.in_process import ControlPlane, StartControlPlane, request
 from tests.pods import PodTransport
+from tests.waiting import BOUND_S
 
 TIME = {"digest": "sha256:time", "tools": [{"name": "time-tool"}]}
 
 
 async def until_remembered(control_plane: ControlPlane, pods: PodTransport, mcp: Mapping[str, Any]) -> dict[str, Any]:
     """Create sandboxes until the gateway of one is told what its servers listed; that configuration."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while True:
             view = await control_plane.service.create(control_plane.team_id, request(mcp=mcp))
             pod = await control_plane.store.pod_of(view.sandbox.id)

@@ -10,6 +10,7 @@ from app.sandboxes.models import PodRecord
 from app.sandboxes.warm_pool import PoolStatus
 from tests.in_process import Clock, ControlPlane, StartControlPlane, request
 from tests.pods import PodTransport
+from tests.waiting import BOUND_S
 
 
 async def waiting(control_plane: ControlPlane) -> list[PodRecord]:
@@ -17,7 +18,7 @@ async def waiting(control_plane: ControlPlane) -> list[PodRecord]:
 
 
 async def until_waiting(control_plane: ControlPlane, count: int) -> list[PodRecord]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while len(pods := await waiting(control_plane)) != count:
             await asyncio.sleep(0.002)
     return pods
@@ -55,7 +56,7 @@ async def test_no_pod_is_made_while_somebody_waits_for_a_sandbox_that_claimed_on
     async with start_control_plane(warm=1, warm_template="mcp-gateway") as control_plane:
         (warm,) = await until_waiting(control_plane, 1)
         pods.configuring.clear()
-        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(BOUND_S), asyncio.TaskGroup() as group:
             group.create_task(control_plane.service.create(control_plane.team_id, request(mcp={})))
             while not pods.pod(f"{warm.id}.pod").configs:
                 await asyncio.sleep(0.002)
@@ -105,7 +106,7 @@ async def test_pods_that_nobody_would_claim_are_removed(
         await until_waiting(first, 1)
     async with start_control_plane(warm=0) as second:
         await until_waiting(second, 0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while await engine.observe() or await second.store.pods():
                 await asyncio.sleep(0.002)
 
@@ -117,7 +118,7 @@ async def test_a_waiting_pod_that_died_is_replaced(
         (warm,) = await until_waiting(first, 1)
     engine.exit_container(warm.id, "workspace", exit_code=1)
     async with start_control_plane(warm=1) as second:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while [pod.id for pod in await waiting(second)] in ([], [warm.id]):
                 await asyncio.sleep(0.002)
         assert warm.id not in await engine.observe()
@@ -135,7 +136,7 @@ async def test_a_claimed_pod_that_does_not_answer_is_replaced_by_a_cold_one(
         assert pod.id != warm.id
         assert warm.id in await control_plane.store.pods()
     async with start_control_plane(warm=0) as second:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while list(await engine.observe()) != [pod.id]:
                 await asyncio.sleep(0.002)
         assert second.directory.find(view.sandbox.id) is not None
@@ -147,7 +148,7 @@ async def test_a_waiting_pod_whose_agent_does_not_answer_is_replaced(
     async with start_control_plane(warm=1, sweep_interval_s=0.01) as control_plane:
         (warm,) = await until_waiting(control_plane, 1)
         pods.broken.add(f"{warm.id}.pod")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while [pod.id for pod in await waiting(control_plane)] in ([], [warm.id]):
                 await asyncio.sleep(0.002)
         assert warm.id not in await engine.observe()
@@ -183,7 +184,7 @@ async def test_a_pool_follows_a_template_that_is_built_anew(
             source = (await control_plane.service.create(control_plane.team_id, request())).sandbox
             await control_plane.service.snapshot(control_plane.team_id, source.id, "mine")
             images.append((await control_plane.templates.resolve(control_plane.team_id, "mine")).image)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(BOUND_S):
                 while await images_that_wait(control_plane, engine) != images[-1:]:
                     await asyncio.sleep(0.002)
         assert images[0] != images[1]
@@ -211,7 +212,7 @@ async def test_a_pod_that_cannot_be_made_leaves_nothing_and_is_tried_again_later
 ) -> None:
     engine = EngineWithoutImages()
     async with start_control_plane(engine=engine, warm=1) as control_plane:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             await engine.starts.wait()
             while await control_plane.store.pods():
                 await asyncio.sleep(0.002)

@@ -16,8 +16,7 @@ from app.engines.builds import BuildStep, OnOutput
 from app.templates import TemplateService
 from app.templates.models import Build, BuildStatus, LogLine
 from app.templates.planning import BuildRequest, Step
-
-PATIENCE_S = 10
+from tests.waiting import BOUND_S
 
 
 def run(command: str, user: str = "", *, force: bool = False) -> Step:
@@ -35,7 +34,7 @@ async def begin(templates: TemplateService, team: str, name: str, plan: BuildReq
 
 
 async def finished(templates: TemplateService, team: str, build: Build) -> Build:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(BOUND_S):
         while True:
             found, _ = await templates.build_status(team, build.template_id, build.id)
             if found.status in (BuildStatus.READY, BuildStatus.ERROR):

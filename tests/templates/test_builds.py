@@ -33,6 +33,7 @@ from tests.templates.builds import (
     request,
     run,
 )
+from tests.waiting import BOUND_S
 
 
 def commands(engine: InMemoryEngine) -> list[str]:
@@ -368,7 +369,7 @@ async def test_two_builds_run_at_once_and_a_third_waits(
 
     engine.builds.behave = wait
     begun = [await begin(templates, team, f"t{n}", request(run(f"c{n}"))) for n in range(3)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while len(at_work) < 2:
             await asyncio.sleep(0.005)
     (waiting,) = [one for one in begun if one.id not in at_work]

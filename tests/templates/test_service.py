@@ -15,10 +15,11 @@ from app.templates.planning import Step
 from tests.in_process import Clock
 from tests.template_room import building, make_template_service
 from tests.templates.builds import HangingStep, all_bytes_in, archive, begin, build, hash_of, in_chunks, request, run
+from tests.waiting import BOUND_S
 
 
 async def gone(engine: InMemoryEngine, image: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND_S):
         while await engine.has_image(image):
             await asyncio.sleep(0.005)
 

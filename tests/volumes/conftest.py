@@ -23,6 +23,7 @@ from app.vault import Vault
 from app.volumes import VolumeContent, VolumePods, Volumes
 from tests.agent.running_agent import CONTROL_TOKEN, RunningAgent, running_agent
 from tests.in_process import Clock
+from tests.waiting import BOUND_S
 
 IMAGE = "workspace:1"
 
@@ -79,7 +80,7 @@ async def rooms(tmp_path: Path, agent: RunningAgent) -> AsyncIterator[Rooms]:
     accounts, vault, clock = Accounts(database), Vault(tmp_path / "encryption-key"), Clock()
     engine = InMemoryEngine({IMAGE: {}}, address_of=lambda spec: f"{spec.pod_id}.pod")
     door = AgentDoor(engine, agent)
-    async with httpx.AsyncClient(transport=door) as http:
+    async with httpx.AsyncClient(transport=door, timeout=BOUND_S) as http:
         pods = VolumePods(engine=engine, http=http, image=IMAGE, idle_s=0.05, sweep_s=0.01)
         yield Rooms(
             database=database,
@@ -125,7 +126,9 @@ async def serving(rooms: Rooms, team: Team) -> AsyncIterator[httpx.AsyncClient]:
     app.state.parts = state
     key = await rooms.accounts.create_key(team, "test")
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://gate", headers={"X-API-KEY": key}) as client:
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://gate", headers={"X-API-KEY": key}, timeout=BOUND_S
+    ) as client:
         yield client
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from app.engines.interface import ContainerSpec, Limits, PodSpec, VolumeMount
 from tests.volumes.conftest import IMAGE, Rooms, serving
+from tests.waiting import BOUND_S
 
 
 async def create(api: httpx.AsyncClient, name: str = "data") -> dict[str, Any]:
@@ -182,7 +183,7 @@ async def test_the_pod_of_a_volume_has_no_way_out_and_goes_when_nobody_uses_it(
     assert (container.new_privileges, [mount.volume for mount in container.mounts]) == (False, [made["volumeID"]])
     sweeping = asyncio.create_task(rooms.pods.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while await rooms.engine.observe():
                 await asyncio.sleep(0.01)
         answer = await api.get(f"/volumecontent/{made['volumeID']}/path", params={"path": "/"}, **content(made))
@@ -225,7 +226,7 @@ async def test_what_an_earlier_process_left_is_stopped_and_sandboxes_are_left_al
         await rooms.engine.start(PodSpec(pod_id=pod_id, containers=(container,), labels=labels))
     sweeping = asyncio.create_task(rooms.pods.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while set(await rooms.engine.observe()) != {"sandbox"}:
                 await asyncio.sleep(0.01)
     finally:

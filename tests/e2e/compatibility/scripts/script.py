@@ -270,10 +270,10 @@ def signed_urls() -> None:
     with Sandbox.create() as sandbox:
         sandbox.files.write("report.txt", "report")
         url = sandbox.download_url("report.txt", use_signature_expiration=60)
-        assert httpx.get(url).text == "report"
+        assert httpx.get(url, timeout=60).text == "report"
         assert httpx.get(url.replace("report.txt", "other.txt")).status_code == 401
         url = sandbox.upload_url("/home/user/sent.txt", use_signature_expiration=60)
-        httpx.post(url, files={"file": ("sent.txt", b"sent")}).raise_for_status()
+        httpx.post(url, files={"file": ("sent.txt", b"sent")}, timeout=60).raise_for_status()
         assert sandbox.files.read("sent.txt") == "sent"
         expired = httpx.get(sandbox.download_url("report.txt", use_signature_expiration=-1))
         assert expired.json() == {"code": 401, "message": "signature is already expired"}
@@ -360,7 +360,7 @@ def hosts() -> None:
     with Sandbox.create() as sandbox:
         sandbox.commands.run(SERVE, background=True)
         url = f"https://{sandbox.get_host(8000)}"
-        until(lambda: httpx.get(url).status_code == 200)
+        until(lambda: httpx.get(url, timeout=60).status_code == 200)
         closed = httpx.get(f"https://{sandbox.get_host(8001)}")
         assert closed.status_code == 502
         assert "port is not open" in closed.json()["message"]
@@ -370,10 +370,10 @@ def private_hosts() -> None:
     with Sandbox.create(network={"allow_public_traffic": False}) as sandbox:
         sandbox.commands.run(SERVE, background=True)
         url = f"https://{sandbox.get_host(8000)}"
-        assert httpx.get(url).status_code == 403
+        assert httpx.get(url, timeout=60).status_code == 403
         assert sandbox.traffic_access_token
         token = {"e2b-traffic-access-token": sandbox.traffic_access_token}
-        until(lambda: httpx.get(url, headers=token).status_code == 200)
+        until(lambda: httpx.get(url, headers=token, timeout=60).status_code == 200)
 
 
 async def _ask_for_the_time(url: str, token: str) -> str:

@@ -63,7 +63,7 @@ async def failure_of(call: Awaitable[object], kind: type[Failure]) -> Failure:
 
 
 async def get(url: str, **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         return await client.get(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
@@ -291,7 +291,7 @@ async def signed_urls() -> None:
         assert (await get(url)).text == "report"
         assert (await get(url.replace("report.txt", "other.txt"))).status_code == 401
         url = sandbox.upload_url("/home/user/sent.txt", use_signature_expiration=60)
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             (await client.post(url, files={"file": ("sent.txt", b"sent")})).raise_for_status()
         assert await sandbox.files.read("sent.txt") == "sent"
         expired = await get(sandbox.download_url("report.txt", use_signature_expiration=-1))
