@@ -86,8 +86,11 @@ def test_a_sandbox_pauses_at_its_time_out_and_traffic_wakes_it(create: Create) -
     sandbox = create(timeout=3, lifecycle={"on_timeout": "pause", "auto_resume": True})
     sandbox.files.write("kept.txt", "kept")
     wait_until(lambda: sandbox.get_info().state is SandboxState.PAUSED, lambda: "it was not paused")
-    assert sandbox.files.read("kept.txt") == "kept"
-    assert sandbox.get_info().state is SandboxState.RUNNING
+    # Again and again: what traffic has woken pauses at its next time-out.
+    wait_until(
+        lambda: sandbox.files.read("kept.txt") == "kept" and sandbox.get_info().state is SandboxState.RUNNING,
+        lambda: "traffic did not wake it",
+    )
 
 
 def test_snapshots_are_templates_until_they_are_deleted(create: Create) -> None:
