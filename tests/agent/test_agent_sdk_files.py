@@ -4,7 +4,6 @@ import io
 import os
 from pathlib import Path
 
-import httpx
 import pytest
 from e2b import (
     AuthenticationException,
@@ -182,9 +181,10 @@ def test_signed_addresses_open_one_file_each_way(agent: RunningAgent) -> None:
     sandbox = agent.sandbox()
     sandbox.files.write("signed", "before")
 
-    upload = httpx.post(sandbox.upload_url("signed"), files={"file": b"after"})
-    download = httpx.get(sandbox.download_url("signed", use_signature_expiration=60))
-    expired = httpx.get(sandbox.download_url("signed", use_signature_expiration=-60))
+    with agent.client(headers={}) as client:
+        upload = client.post(sandbox.upload_url("signed"), files={"file": b"after"})
+        download = client.get(sandbox.download_url("signed", use_signature_expiration=60))
+        expired = client.get(sandbox.download_url("signed", use_signature_expiration=-60))
 
     assert (upload.status_code, download.status_code, download.text) == (200, 200, "after")
     assert (expired.status_code, expired.json()) == (401, {"code": 401, "message": "signature is already expired"})

@@ -7,6 +7,7 @@ import pytest
 from e2b import InvalidArgumentException
 
 from tests.agent.running_agent import ACCESS_TOKEN, CONTROL_TOKEN, MCP_TOKEN, RunningAgent, basic
+from tests.waiting import BOUND_S
 
 LIST = "/process.Process/List"
 
@@ -98,14 +99,15 @@ def test_a_signature_is_for_its_path_its_user_and_its_direction_only(agent: Runn
     sandbox.files.write("mine", "x")
     url = sandbox.download_url("mine", user="user")
 
-    changed = [
-        httpx.get(url.replace("path=mine", "path=other")),
-        httpx.get(url.replace("username=user", "username=root")),
-        httpx.post(url, files={"file": b"y"}),
-        httpx.get(url, headers={"X-Access-Token": "wrong"}),
-    ]
+    with agent.client(headers={}) as client:
+        changed = [
+            client.get(url.replace("path=mine", "path=other")),
+            client.get(url.replace("username=user", "username=root")),
+            client.post(url, files={"file": b"y"}),
+            client.get(url, headers={"X-Access-Token": "wrong"}),
+        ]
+        assert client.get(url).text == "x"
 
-    assert httpx.get(url).text == "x"
     assert [answer.status_code for answer in changed] == [401, 401, 401, 401]
 
 
@@ -113,7 +115,7 @@ def test_an_expiration_that_is_no_number_has_expired(agent: RunningAgent) -> Non
     sandbox = agent.sandbox()
     url = sandbox.download_url("mine", use_signature_expiration=60)
 
-    response = httpx.get(url.rpartition("=")[0] + "=never")
+    response = httpx.get(url.rpartition("=")[0] + "=never", timeout=BOUND_S)
 
     assert response.status_code == 401
 

@@ -131,7 +131,7 @@ def test_a_service_on_loopback_is_reached_and_a_dead_port_is_said_to_be_closed(
         lambda: httpx.get(installation.url, headers=headers, timeout=60).status_code == 200,
         lambda: "the service is not reached",
     )
-    closed = httpx.get(installation.url, headers={**headers, "E2b-Sandbox-Port": "8001"})
+    closed = httpx.get(installation.url, headers={**headers, "E2b-Sandbox-Port": "8001"}, timeout=60)
     assert closed.status_code == 502
     assert "port is not open" in closed.json()["message"]
 

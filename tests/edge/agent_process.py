@@ -43,7 +43,9 @@ def running_agent(address: str, directory: Path, *, stdio_token: str) -> Iterato
 def _configure(address: str, stdio_token: str) -> None:
     body = {"sandboxId": "itest", "accessToken": "token", "stdioToken": stdio_token}
     deadline = time.monotonic() + 2 * BOUND_S
-    with httpx.Client(base_url=f"http://{address}:49983", headers={"X-Control-Token": _CONTROL_TOKEN}) as client:
+    with httpx.Client(
+        base_url=f"http://{address}:49983", headers={"X-Control-Token": _CONTROL_TOKEN}, timeout=BOUND_S
+    ) as client:
         while True:
             try:
                 assert client.post("/init", json=body).status_code == 204

@@ -163,7 +163,10 @@ async def test_a_client_that_hangs_up_is_felt_by_the_service(front: Front, works
         await reader.read()
         events.append("gone")
 
-    async with talking(conversation, "127.0.0.1", 0) as service, httpx.AsyncClient(base_url=front.url) as client:
+    async with (
+        talking(conversation, "127.0.0.1", 0) as service,
+        httpx.AsyncClient(base_url=front.url, timeout=BOUND_S) as client,
+    ):
         async with client.stream("GET", "/", headers=to(workspace.pod, service.port)):
             await until(lambda: events)
         await until(lambda: events == ["begun", "gone"])

@@ -23,6 +23,7 @@ from app.edge.edge import Edge
 from app.edge.tls import TlsListener, check_domain, make_server_context, resolve_by_system
 from tests.edge.conftest import DOMAIN
 from tests.edge.serving import Pod, Pods, answer, new_address, read_body, serving, with_lifespan
+from tests.waiting import BOUND_S
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def trust(ca: LocalCa, listener: TlsListener) -> ssl.SSLContext:
 async def test_a_client_that_trusts_the_authority_is_served(
     listener: TlsListener, trust: ssl.SSLContext, host: str
 ) -> None:
-    async with httpx.AsyncClient(verify=trust, trust_env=False) as client:
+    async with httpx.AsyncClient(verify=trust, timeout=BOUND_S, trust_env=False) as client:
         response = await client.post(
             f"https://127.0.0.1:{listener.port}/mcp",
             headers={"Host": f"{host}:{listener.port}"},

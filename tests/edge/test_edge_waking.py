@@ -18,7 +18,7 @@ from app.errors import Conflict, EngineAway, NotFound, OutOfSpace, Problem
 from tests.edge.applications import Echo, mirror
 from tests.edge.conftest import Front, to
 from tests.edge.serving import Pod, new_address
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 TRANSITION = "The sandbox is still transitioning. Try again in a moment."
 
@@ -90,7 +90,7 @@ async def test_a_websocket_resumes_it_too(front: Front, resuming: Resuming, runn
 async def test_a_client_that_gives_up_leaves_the_others_waiting(
     front: Front, resuming: Resuming, running: Pod, client: httpx.AsyncClient
 ) -> None:
-    async with httpx.AsyncClient(base_url=front.url) as impatient:
+    async with httpx.AsyncClient(base_url=front.url, timeout=BOUND_S) as impatient:
         first = asyncio.create_task(impatient.get("/", headers=to(running, 8000)))
         await until(lambda: resuming.calls)
         first.cancel()

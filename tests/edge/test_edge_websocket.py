@@ -188,7 +188,11 @@ async def test_a_pods_redirect_is_the_clients_to_follow(front: Front) -> None:
         "Sec-WebSocket-Version": "13",
         "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
     }
-    async with talking(redirect, pod.address, 8888), talking(visit, elsewhere, 8889), httpx.AsyncClient() as client:
+    async with (
+        talking(redirect, pod.address, 8888),
+        talking(visit, elsewhere, 8889),
+        httpx.AsyncClient(timeout=BOUND_S) as client,
+    ):
         response = await client.get(front.url, headers=to(pod, 8888) | handshake)
     assert response.status_code == 302
     assert visited == []

@@ -11,6 +11,7 @@ import pytest
 
 from tests.gateway.running_gateway import TOKEN, RunningGateway, bad, echo, running_gateway, scripted
 from tests.gateway.wire import LegacyWire, base_headers, modern
+from tests.waiting import BOUND_S
 
 TOOL = [{"name": "t", "inputSchema": {"type": "object"}}]
 
@@ -159,8 +160,9 @@ def test_a_request_of_the_workspace_is_settled_by_the_control_plane(gateway: Run
 def test_only_a_current_token_may_ask_for_a_configuration(gateway: RunningGateway) -> None:
     gateway.configure({})
     url = f"{gateway.control.base_url}/requests"
-    assert httpx.post(url, json={"mcp": {}, "token": "x"}, headers=base_headers("wrong")).status_code == 401
-    assert httpx.post(url, json={"token": "x"}, headers=base_headers()).status_code == 400
+    with httpx.Client(timeout=BOUND_S) as client:
+        assert client.post(url, json={"mcp": {}, "token": "x"}, headers=base_headers("wrong")).status_code == 401
+        assert client.post(url, json={"token": "x"}, headers=base_headers()).status_code == 400
 
 
 async def test_the_gateway_logs_no_credential(gateway: RunningGateway) -> None:

@@ -271,11 +271,11 @@ def signed_urls() -> None:
         sandbox.files.write("report.txt", "report")
         url = sandbox.download_url("report.txt", use_signature_expiration=60)
         assert httpx.get(url, timeout=60).text == "report"
-        assert httpx.get(url.replace("report.txt", "other.txt")).status_code == 401
+        assert httpx.get(url.replace("report.txt", "other.txt"), timeout=60).status_code == 401
         url = sandbox.upload_url("/home/user/sent.txt", use_signature_expiration=60)
         httpx.post(url, files={"file": ("sent.txt", b"sent")}, timeout=60).raise_for_status()
         assert sandbox.files.read("sent.txt") == "sent"
-        expired = httpx.get(sandbox.download_url("report.txt", use_signature_expiration=-1))
+        expired = httpx.get(sandbox.download_url("report.txt", use_signature_expiration=-1), timeout=60)
         assert expired.json() == {"code": 401, "message": "signature is already expired"}
 
 
@@ -361,7 +361,7 @@ def hosts() -> None:
         sandbox.commands.run(SERVE, background=True)
         url = f"https://{sandbox.get_host(8000)}"
         until(lambda: httpx.get(url, timeout=60).status_code == 200)
-        closed = httpx.get(f"https://{sandbox.get_host(8001)}")
+        closed = httpx.get(f"https://{sandbox.get_host(8001)}", timeout=60)
         assert closed.status_code == 502
         assert "port is not open" in closed.json()["message"]
 
