@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.agent.envelopes import STREAM_TYPE, bash, envelope, envelopes_in, output, stream
-from tests.agent.running_agent import RunningAgent
+from tests.agent.running_agent import RunningAgent, what_is_left_of
 
 START = "/process.Process/Start"
 CONNECT = "/process.Process/Connect"
@@ -122,9 +122,9 @@ def test_a_call_of_the_wrong_kind_is_refused(agent: RunningAgent) -> None:
 
 def test_a_deadline_kills_the_group_and_is_the_stream_s_error(agent: RunningAgent) -> None:
     with agent.client() as client:
-        envelopes = stream(client, START, bash("echo early; sleep 1000 & sleep 1000"), {"Connect-Timeout-Ms": "500"})
+        envelopes = stream(client, START, bash("echo early; sleep 1000 & sleep 1000"), {"Connect-Timeout-Ms": "3000"})
         pid = envelopes[0][1]["event"]["start"]["pid"]
-        left = output(stream(client, START, bash(f"ps -o stat= -g {pid} | grep -v Z")))
+        left = output(stream(client, START, bash(what_is_left_of(pid))))
 
     assert output(envelopes) == b"early\n"
     assert (envelopes[-1][0], envelopes[-1][1]["error"]["code"], left) == (2, "deadline_exceeded", b"")
@@ -196,10 +196,14 @@ def test_no_zombie_is_left_of_a_command(agent: RunningAgent) -> None:
 
 
 def test_a_silent_stream_is_kept_alive_at_the_interval_asked_for(agent: RunningAgent) -> None:
-    with agent.client() as client:
-        envelopes = stream(client, START, bash("sleep 2.5"), {"Keepalive-Ping-Interval": "1"})
+    silent, headers = envelope(bash("sleep 1000")), {**HEADERS, "Keepalive-Ping-Interval": "1"}
+    with agent.client() as client, client.stream("POST", START, content=silent, headers=headers) as answer:
+        envelopes = envelopes_in(answer.iter_raw())
+        pid = next(envelopes)[1]["event"]["start"]["pid"]
+        received = [next(envelopes) for _ in range(2)]
+        call(client, "SendSignal", {"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
 
-    assert envelopes.count((0, {"event": {"keepalive": {}}})) == 2
+    assert received == [(0, {"event": {"keepalive": {}}})] * 2
 
 
 def test_the_command_waits_for_everyone_who_holds_its_output(agent: RunningAgent) -> None:

@@ -59,7 +59,11 @@ OWN = {
     "type": "poci",
     "secrets": [{"name": "own.key", "env": "OWN_KEY"}],
     "limits": {"memoryMib": 64},
-    "tools": [container_tool("run", ARGS, "sh", "-c", "{{args|into}}") | {"timeoutS": 3}],
+    # A time-out counts from before its container is made.
+    "tools": [
+        container_tool("run", ARGS, "sh", "-c", "{{args|into}}") | {"timeoutS": 60},
+        container_tool("late", ARGS, "sh", "-c", "{{args|into}}") | {"timeoutS": 8},
+    ],
 }
 
 
@@ -199,10 +203,10 @@ async def test_a_call_is_confined_and_has_the_servers_own_credential(own: Instal
         assert (await call(client, "run", args=[facts])).split() == ["0" * 16, "1", SECRET]
         memory = await client.call_tool("run", {"args": ["python3 -c 'bytearray(1 << 28)'"]})
         assert "exit code 137; it needed more than its 64 MiB of memory" in str(memory.content)
-        late = await client.call_tool("run", {"args": ["echo begun; sleep 60"]})
+        late = await client.call_tool("late", {"args": ["echo begun; sleep 60"]})
         assert [block.model_dump()["text"] for block in late.content] == [
             "begun\n",
-            "[exit code 137; it was ended after 3 s]",
+            "[exit code 137; it was ended after 8 s]",
         ]
         flood = await client.call_tool("run", {"args": ["yes"]})
         assert "it was ended because it wrote more than 64 MiB; stdout was longer than the first 1048576 bytes" in str(

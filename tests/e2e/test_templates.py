@@ -306,7 +306,7 @@ def test_names_and_tags(gate: Installation) -> None:
 
 
 def test_a_build_in_the_background_is_asked_after(gate: Installation) -> None:
-    info = Template.build_in_background(Template().from_base_image().run_cmd("sleep 1"), "later", **options(gate))
+    info = Template.build_in_background(Template().from_base_image().run_cmd("sleep 8"), "later", **options(gate))
 
     def is_ready() -> bool:
         return bool(Template.get_build_status(info, **options(gate)).status == "ready")

@@ -50,7 +50,7 @@ async def test_a_job_ends_at_its_time_out_by_itself(docker_subject: DockerSubjec
 
 
 async def test_a_job_is_no_pod(docker_subject: DockerSubject) -> None:
-    spec = job(docker_subject.image, "echo begun; sleep 5")
+    spec = job(docker_subject.image, "echo begun; sleep 600", timeout_s=600)
     began = asyncio.Event()
     running = asyncio.create_task(docker_subject.engine.jobs.run(spec, lambda line: began.set()))
     await began.wait()
