@@ -18,12 +18,18 @@ pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
 
 POD = "pod-runs"
 SERVE = "python3 -m http.server --bind 127.0.0.1 8123"
+FETCH = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8123/note', timeout=5).read())"
 
 
 @pytest_asyncio.fixture(loop_scope="session", autouse=True)
 async def pod_with_a_service(docker_subject: DockerSubject) -> AsyncIterator[None]:
     service = container(docker_subject.image, command=("sh", "-c", f"cd /tmp && echo hi > note && exec {SERVE}"))
     await docker_subject.engine.start(pod(POD, service))
+
+    async def is_served() -> bool:
+        return (await docker_subject.run(POD, "only", ["python3", "-c", FETCH]))[0] == 0
+
+    await until(is_served)
     yield
     await docker_subject.engine.stop(POD)
     assert await left(docker_subject) == []
@@ -53,9 +59,6 @@ async def test_a_run_has_no_capability_no_way_to_more_and_its_limits(docker_subj
     )
     outcome = await run(docker_subject, "sh", "-c", facts)
     assert outcome.stdout.content.split() == [b"0" * 16, b"0" * 16, b"1", b"16", str(48 * MIB).encode()]
-
-
-FETCH = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8123/note', timeout=5).read())"
 
 
 async def test_localhost_is_the_pods_unless_the_run_has_no_network(docker_subject: DockerSubject) -> None:
