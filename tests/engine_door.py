@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -42,6 +43,9 @@ class Door:
     async def _admit(self) -> None:
         """Returns when a new connection may pass: at once, here."""
 
+    async def _let_through(self, sent: bytes) -> None:
+        """Returns when a part of what a client sends may pass: at once, here."""
+
     def _accept(self, listener: socket.socket) -> None:
         # Not asyncio's server: it forgets to close a connection that it is about to take up when it is closed itself,
         # and whoever made that would wait for an answer until a time limit.
@@ -63,7 +67,7 @@ class Door:
             engine_reader, engine_writer = await _open_engine()
             try:
                 async with asyncio.TaskGroup() as both_ways:
-                    both_ways.create_task(_copy(reader, engine_writer))
+                    both_ways.create_task(_copy(reader, engine_writer, self._let_through))
                     both_ways.create_task(_copy(engine_reader, writer))
             finally:
                 engine_writer.close()
@@ -80,9 +84,15 @@ async def _open_engine() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection(url.hostname, url.port)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    let_through: Callable[[bytes], Awaitable[None]] | None = None,
+) -> None:
     with suppress(ConnectionError):
         while data := await reader.read(65536):
+            if let_through is not None:
+                await let_through(data)
             writer.write(data)
             await writer.drain()
         writer.write_eof()

@@ -71,6 +71,7 @@ MANIFESTS: dict[str, dict[str, object]] = {
         "command": ["/bin/sh", "-c", 'echo "cannot go on with $(printenv EXITS_API_KEY)" >&2; exit 3'],
         "secrets": [{"name": "exits.api_key", "env": "EXITS_API_KEY", "description": "Any text.", "required": True}],
     },
+    "mute": {"type": "server", "package": ANY_PACKAGE, "command": ["/bin/sleep", "600"], "startTimeoutS": 60},
     "probe": {"type": "server", "package": ANY_PACKAGE, "command": PROBE},
     "probe-with-secret": {
         "type": "server",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import docker
 import httpx
@@ -21,13 +22,14 @@ from tests.e2e.conftest import SECRET
 from tests.e2e.installation import Installation, call, mcp_client, wait_until
 from tests.e2e.legacy_session import LegacySession
 from tests.engine_door import Door
+from tests.waiting import BOUND_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
 
 WITH_SERVERS = {"time": {}, "echoImage": {"echoApiKey": SECRET}}
 MOMENTS = 6
-SWEPT_WITHIN_S = 40.0
-"""Two sweeps and the removal."""
+SWEPT_WITHIN_S = 90.0
+"""Two sweeps and the removal, on a machine with other work on its hands."""
 
 
 def says(text: str) -> str:
@@ -151,12 +153,13 @@ def test_a_stop_ends_open_streams_and_leaves_sandboxes_running(own_installation:
     headers = {**session.headers, "Accept": "text/event-stream"}
     with httpx.stream("GET", session.url, headers=headers, timeout=60, trust_env=False) as stream:
         assert stream.status_code == 200
-        # The graceful end of uvicorn takes 5 s where a stream stays open.
-        installation.stop(within_s=5)
+        installation.stop()
         with suppress(httpx.RemoteProtocolError):
             stream.read()
     assert len(installation.containers()) == 2
-    assert "Traceback" not in installation.log.read_text()
+    log = installation.log.read_text()
+    assert "timeout graceful shutdown exceeded" not in log  # uvicorn's words about a stream that stayed open
+    assert "Traceback" not in log
     installation.start()
     assert says("1") in session.call("count")
 
@@ -181,7 +184,7 @@ def test_a_delete_ends_a_create_that_is_under_way(own_installation: Installation
     installation = own_installation
     installation.start()
     with ThreadPoolExecutor(1) as pool, installation.http() as http:
-        create = pool.submit(http.post, "/v2/sandboxes", json={"mcp": {"silent": {}}})
+        create = pool.submit(http.post, "/v2/sandboxes", json={"mcp": {"mute": {}}})
         wait_until(lambda: len(installation.containers()) == 2, installation.log.read_text)
         # Its id is not told before it runs.
         database = sqlite3.connect(installation.home / "sandgate.db")
@@ -217,14 +220,28 @@ def test_twenty_creates_at_once_leak_nothing(installation: Installation) -> None
     )
 
 
+class HoldingDoor(Door):
+    """Holds back, while it is told to, whoever asks that a container be started, until it is shut."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.holds_starts = False
+        self.start_was_asked = asyncio.Event()
+
+    async def _let_through(self, sent: bytes) -> None:
+        if self.holds_starts and re.match(rb"POST \S+/containers/\S+/start ", sent):
+            self.start_was_asked.set()
+            await asyncio.get_running_loop().create_future()  # which `shut` cancels
+
+
 @pytest.fixture
-async def door(tmp_path: Path) -> Any:
-    door = Door(tmp_path / "engine.sock")
+async def door(tmp_path: Path) -> AsyncIterator[HoldingDoor]:
+    door = HoldingDoor(tmp_path / "engine.sock")
     yield door
     await door.shut()
 
 
-async def test_an_engine_that_goes_away_and_comes_back(own_installation: Installation, door: Door) -> None:
+async def test_an_engine_that_goes_away_and_comes_back(own_installation: Installation, door: HoldingDoor) -> None:
     installation = own_installation
     installation.settings = {**installation.settings, "DOCKER_HOST": door.url}
     await asyncio.to_thread(installation.start)
@@ -250,14 +267,15 @@ async def test_an_engine_that_goes_away_and_comes_back(own_installation: Install
             assert await call(client, "count") == "1"
 
         # An engine that goes away in the middle of it.
+        door.holds_starts = True
         await door.open()
         under_way = asyncio.create_task(create())
-        async with asyncio.timeout(30):
-            while len(await asyncio.to_thread(installation.containers)) < 3:
-                assert not under_way.done()
-                await asyncio.sleep(0.02)
+        async with asyncio.timeout(BOUND_S):
+            await door.start_was_asked.wait()
+        assert len(await asyncio.to_thread(installation.containers)) >= 3
         await door.shut()
         refused(await under_way)
+        door.holds_starts = False
         doomed = created["sandboxID"]
         assert (await http.delete(f"/sandboxes/{doomed}")).status_code == 204
         assert (await http.get(f"/sandboxes/{doomed}")).status_code == 404
