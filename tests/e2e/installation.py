@@ -220,10 +220,12 @@ class Installation:
 
     def remove_images(self) -> None:
         """Templates, layers of their builds, and snapshots."""
-        client = docker.from_env()
+        client = docker.APIClient()
         prefix = f"sandgate-{(self.home / 'installation').read_text()}/"
-        for name in [name for image in client.images.list() for name in image.tags if name.startswith(prefix)]:
-            client.images.remove(name)
+        # As the engine lists them: `docker.models` asks for each by itself, and others remove theirs meanwhile.
+        tags = [tag for image in client.images() for tag in image["RepoTags"] or ()]
+        for tag in [tag for tag in tags if tag.startswith(prefix)]:
+            client.remove_image(tag)
         client.close()
 
     async def _remove(self) -> None:
