@@ -8,7 +8,6 @@ import asyncio
 import base64
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from e2b.connection_config import ConnectionConfig
 from packaging.version import Version
 
 from app.sandboxes.planning import control_environment
+from tests.ports import free_port
 
 PACKAGE_DIRECTORY = Path(__file__).parents[2] / "sandbox_images" / "workspace"
 CONTROL_TOKEN = "control-token-of-the-test"
@@ -114,13 +114,6 @@ def what_is_left_of(group: object) -> str:
     living = f"ps -o stat=,args= -g {group} | grep -v ^Z"
     # A process may be seen a moment longer than the kill takes; ten seconds are no moment.
     return f'for each in $(seq 100); do left=$({living}); [ -z "$left" ] && break; sleep 0.1; done; printf %s "$left"'
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.agent.running_agent import STDIO_TOKEN, RunningAgent, free_port
+from tests.agent.running_agent import STDIO_TOKEN, RunningAgent
+from tests.ports import free_port
 from tests.waiting import settled, until
 
 MIB = 1024 * 1024

@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.agent.running_agent import STDIO_TOKEN, USER_UID, RunningAgent, free_port
+from tests.agent.running_agent import STDIO_TOKEN, USER_UID, RunningAgent
+from tests.ports import free_port
 
 Frame = tuple[int, bytes]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.agent.running_agent import PACKAGE_DIRECTORY, free_port
+from tests.agent.running_agent import PACKAGE_DIRECTORY
+from tests.ports import free_port
 
 
 @dataclass

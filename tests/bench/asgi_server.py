@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from app.settings import ROOT
-from tests.e2e.installation import free_port
+from tests.ports import free_port
 
 _START_DEADLINE_S = 30.0
 

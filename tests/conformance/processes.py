@@ -2,7 +2,6 @@
 
 import os
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -58,12 +57,6 @@ def first_line(process: subprocess.Popen[str], log: Path) -> str:
     if not line:
         raise ProcessError(f"{process.args!r} printed nothing within {START_S} s\n{tail(log)}")
     return line
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def tail(log: Path, lines: int = 30) -> str:

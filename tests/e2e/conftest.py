@@ -19,8 +19,10 @@ import pytest
 
 from app.engines.images import image_tags
 from app.settings import ROOT, Settings
-from tests.e2e.installation import Installation, free_port
+from tests.e2e.installation import Installation, wait_until_open
+from tests.ports import free_port
 from tests.shipped_packages import shipped_package_field
+from tests.waiting import BOUND_S
 
 FIXTURES = ROOT / "tests" / "fixtures"
 ECHO_IMAGE = "sandgate-test/echo:1"
@@ -114,10 +116,14 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundi
         subprocess.Popen(web, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
         subprocess.Popen([*git, "--export-all", "--reuseaddr", "--log-destination=none", str(repositories)]),
     ]
-    yield found
-    for process in processes:
-        process.terminate()
-        process.wait(timeout=10)
+    try:
+        for port in (found.echo_port, found.git_port, found.web_port):
+            wait_until_open(host, port)
+        yield found
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait(timeout=BOUND_S)
 
 
 def make_repository(base: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -28,17 +27,12 @@ from app.engines.images import image_tags
 from app.sandboxes.models import PodSecrets
 from app.settings import ROOT, Settings
 from app.vault import Vault
+from tests.ports import free_port, is_open
 
 START_DEADLINE_S = 60.0
 CREATE_TIMEOUT_S = 180.0
 
 Era = Literal["legacy", "auto"]
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(is_so: Callable[[], bool], instead: Callable[[], object], *, within_s: float = 60.0) -> None:
@@ -47,6 +41,10 @@ def wait_until(is_so: Callable[[], bool], instead: Callable[[], object], *, with
     while not is_so():
         assert time.monotonic() < deadline, instead()
         time.sleep(0.1)
+
+
+def wait_until_open(host: str, port: int) -> None:
+    wait_until(lambda: is_open(host, port), lambda: f"nothing listens at {host}:{port}")
 
 
 @dataclass

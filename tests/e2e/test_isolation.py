@@ -17,6 +17,7 @@ from app.accounts import Accounts
 from app.database import Database
 from tests.e2e.conftest import SECRET, Surroundings
 from tests.e2e.installation import Installation, call, mcp_client, wait_until
+from tests.ports import is_open
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
 
@@ -92,14 +93,6 @@ def listener() -> Iterator[int]:
         yield int(server.getsockname()[1])
         server.shutdown(socket.SHUT_RDWR)
         thread.join(timeout=5)
-
-
-def is_open(address: str, port: int) -> bool:
-    try:
-        socket.create_connection((address, port), 5).close()
-    except OSError:
-        return False
-    return True
 
 
 def reached(workspace: Sandbox, targets: list[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app.settings import ROOT
+from tests.ports import free_port
 from tests.waiting import BOUND_S
 
 _US = "127.0.0.1"
-
-
-def unused_port() -> int:
-    with socket.create_server((_US, 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
 
 
 @asynccontextmanager
 async def running(kept_in: Path, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
     program = await asyncio.create_subprocess_exec(
         *(sys.executable, "-IB", str(ROOT / "sandbox_images" / "egress"), "--address", _US, "--kept-in", str(kept_in)),
-        *("--http-port", str(port), "--tls-port", str(unused_port())),
+        *("--http-port", str(port), "--tls-port", str(free_port())),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -58,7 +52,7 @@ async def refusal(port: int, host: str) -> bytes:
 
 
 async def test_what_it_is_told_holds_when_it_says_so_and_after_a_restart(tmp_path: Path) -> None:
-    port, kept_in = unused_port(), tmp_path / "kept.json"
+    port, kept_in = free_port(), tmp_path / "kept.json"
     async with running(kept_in, port) as program:
         assert await tell(program, f"7 {json.dumps({_US: ['a.example'], '192.0.2.1': None})}") == "7 ok"
         assert b"403" in await refusal(port, "b.example")
@@ -69,6 +63,6 @@ async def test_what_it_is_told_holds_when_it_says_so_and_after_a_restart(tmp_pat
 
 
 async def test_a_line_that_cannot_be_read_is_answered_and_changes_nothing(tmp_path: Path) -> None:
-    async with running(tmp_path / "kept.json", unused_port()) as program:
+    async with running(tmp_path / "kept.json", free_port()) as program:
         assert (await tell(program, "1 {")).startswith("1 Expecting")
         assert await tell(program, "2 {}") == "2 ok"

@@ -17,7 +17,8 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from app.sandboxes.planning import control_environment
-from tests.conformance.processes import START_S, ProcessError, first_line, free_port, running, tail
+from tests.conformance.processes import START_S, ProcessError, first_line, running, tail
+from tests.ports import free_port
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 READY_S = 30

@@ -9,10 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conformance.processes import first_line, free_port, running
+from tests.conformance.processes import first_line, running
 from tests.gateway.misfit_http import MISFITS, misfit_over_http
 from tests.gateway.running_gateway import RunningGateway, conformance_over_http, echo_over_http
 from tests.gateway.wire import LegacyWire
+from tests.ports import free_port
 
 
 def remote(url: str, **headers: str) -> dict[str, object]:

@@ -14,7 +14,7 @@ import httpx
 from tests.bench.peers.environments import make_environment
 from tests.bench.peers.peer import PeerProcess, Running, Upstream, serving_peer
 from tests.bench.wire import Endpoint
-from tests.e2e.installation import free_port
+from tests.ports import free_port
 
 _HOST = "127.0.0.1"
 _TOKEN_MINUTES = 600

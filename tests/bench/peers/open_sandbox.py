@@ -14,7 +14,7 @@ from tests.bench.peers.peer import PeerProcess
 from tests.bench.processes import rss_mib
 from tests.bench.results import Row, Section
 from tests.bench.wire import http_client
-from tests.e2e.installation import free_port
+from tests.ports import free_port
 
 _LARGEST_REASON = 100
 

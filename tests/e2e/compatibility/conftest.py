@@ -10,7 +10,8 @@ import pytest
 from tests.e2e.compatibility.features import Case
 from tests.e2e.compatibility.names import wildcard
 from tests.e2e.compatibility.runs import DOMAIN, Runs
-from tests.e2e.installation import Installation, free_port
+from tests.e2e.installation import Installation
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="session")
