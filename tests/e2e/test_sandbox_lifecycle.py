@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -159,16 +158,18 @@ def test_everything_holds_over_a_restart_of_the_control_plane(own_installation: 
 
 
 def test_warm_pods_are_claimed_once_and_survive_a_kill(own_installation: Installation) -> None:
-    own_installation.settings = {**own_installation.settings, "SANDGATE_POOL": "base=2,mcp-gateway=0"}
+    own_installation.settings = {**own_installation.settings, "SANDGATE_POOL": "base=3,mcp-gateway=0"}
     own_installation.start()
-    wait_until(lambda: own_installation.log.read_text().count("pod_waits") >= 2, own_installation.log.read_text)
+    wait_until(lambda: own_installation.log.read_text().count("pod_waits") >= 3, own_installation.log.read_text)
+    waiting = set(own_installation.running_containers())
     own_installation.kill()
     own_installation.start()
-    started = time.monotonic()
-    made = [own_installation.create()["sandboxID"] for _ in range(4)]
-    assert time.monotonic() - started < 60
-    assert own_installation.log.read_text().count('"warm": true') >= 2
-    assert len({own_installation.container(sandbox_id, "workspace") for sandbox_id in made}) == 4
+    made = [own_installation.create()["sandboxID"] for _ in range(5)]
+    workspaces = {own_installation.container(sandbox_id, "workspace") for sandbox_id in made}
+    assert len(workspaces) == 5
+    # Not all of them: a pod that is slow to answer is replaced.
+    assert workspaces & waiting
+    assert '"warm": true' in own_installation.log.read_text()
     for sandbox_id in made:
         own_installation.delete(sandbox_id)
 
