@@ -38,6 +38,7 @@ from app.vault import Vault
 from tests.pods import PodTransport
 from tests.shipped_catalog import SHIPPED_SERVERS, shipped_catalog
 from tests.template_room import building, make_template_service
+from tests.waiting import BOUND_S
 
 IMAGES: dict[str, dict[str, bytes]] = {"workspace:1": {}, "gateway:1": {STDIO_BRIDGE: b"bridge"}}
 
@@ -79,7 +80,7 @@ class StartControlPlane(Protocol):
         *,
         engine: InMemoryEngine | None = None,
         own_servers: Path | None = None,
-        listen_deadline_s: float = 5,
+        listen_deadline_s: float = BOUND_S,
         warm: int = 0,
         warm_template: str = "base",
         sweep_interval_s: float = 15,
@@ -113,7 +114,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         *,
         engine: InMemoryEngine | None = None,
         own_servers: Path | None = None,
-        listen_deadline_s: float = 5,
+        listen_deadline_s: float = BOUND_S,
         warm: int = 0,
         warm_template: str = "base",
         sweep_interval_s: float = 15,

@@ -10,7 +10,7 @@ from app.sandboxes.models import PauseMode, Status
 from tests.in_process import ControlPlane
 from tests.pods import PodTransport
 
-REST_WITHIN_S = 15.0
+REST_WITHIN_S = 60.0
 
 
 async def until_consistent(control_plane: ControlPlane, engine: InMemoryEngine, *, warm: int) -> None:
