@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import docker
@@ -18,8 +19,8 @@ from tests.e2e.installation import wait_until
 
 _START_WITHIN_S = 60
 _END_WITHIN_S = 60.0
-_BRIDGE_ADDRESS = "198.51.100.1/30"
-"""Of a bridge that nothing is put on: an address for documentation (RFC 5737)."""
+_BRIDGE_ADDRESS = "198.51.100.253/30"
+"""Of a bridge that nothing is put on: an address for documentation (RFC 5737), away from those of `engine.internet`."""
 
 
 class OwnEngine:
@@ -94,7 +95,8 @@ class OwnEngine:
         self.end(signal.SIGTERM)
         left = [process for process in psutil.process_iter(["cmdline"]) if self._is_of_it(process)]
         for process in left:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # a shim ends with its container
+                process.kill()
         psutil.wait_procs(left, timeout=_END_WITHIN_S)
         for mount in sorted(_mounts_below(self._folder), reverse=True):
             subprocess.run(["umount", "--lazy", mount], check=True)
