@@ -294,7 +294,7 @@ from tests.engine.subjects import container, pod
 async def start():
     engine = DockerEngine({installation!r}, guard_image={base_image!r})
     await engine.prepare()
-    await engine.start(pod("killed", *(container({base_image!r}, f"c{{n}}", volumes={{"v": "/v"}}) for n in range(4))))
+    await engine.start(pod("killed", *(container({base_image!r}, f"c{{n}}", volumes={{"v": "/v"}}) for n in range(12))))
 
 asyncio.run(start())
 """

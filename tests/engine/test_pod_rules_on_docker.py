@@ -52,17 +52,18 @@ async def test_what_is_allowed_wins_over_what_is_denied(docker_subject: DockerSu
 
 async def test_rules_hold_from_a_pods_first_packet(docker_subject: DockerSubject) -> None:
     eager = (
-        "import socket, time\n"
-        "until, reached = time.monotonic() + 3, False\n"
+        "import socket, sys, time\n"
+        "until, reached = time.monotonic() + float(sys.argv[1]), False\n"
         "while time.monotonic() < until and not reached:\n"
         f"    try: socket.create_connection(({FIRST!r}, {STREAM}), timeout=1).close(); reached = True\n"
         "    except OSError: pass\n"
         "print('reached' if reached else 'never', flush=True)\n"
         "time.sleep(600)\n"
     )
-    for pod_id, given in (("eager-closed", _CLOSED), ("eager-open", _OPEN)):
-        spec = pod(pod_id, container(docker_subject.image, command=("python3", "-c", eager)), egress_rules=given)
-        await docker_subject.engine.start(spec)
+    # The open one ends as soon as it gets through.
+    for pod_id, given, tries_s in (("eager-closed", _CLOSED, "3"), ("eager-open", _OPEN, "30")):
+        program = container(docker_subject.image, command=("python3", "-c", eager, tries_s))
+        await docker_subject.engine.start(pod(pod_id, program, egress_rules=given))
 
     async def says(pod_id: str, word: str) -> bool:
         return (await docker_subject.engine.logs(pod_id, "only", tail=1)).strip() == word
@@ -82,13 +83,14 @@ async def test_rules_are_replaced_while_a_pod_runs(docker_subject: DockerSubject
 
 _HOLD = """
 import socket, sys, time
-tcp = socket.create_connection((sys.argv[1], 9000), timeout=5)
+tcp = socket.create_connection((sys.argv[1], 9000), timeout=30)
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 udp.connect((sys.argv[1], 9000))
 udp.send(b"hello")
-udp.settimeout(5)
+udp.settimeout(30)
 udp.recv(16)
 tcp.recv(16)
+tcp.settimeout(None)
 print("flowing", flush=True)
 try:
     while tcp.recv(65536):
