@@ -31,16 +31,15 @@ def with_workers(tmp_path: Path) -> Iterator[Installation]:
 
 def listeners(installation: Installation) -> list[psutil.Process]:
     """The processes that accept connections at the installation's port."""
-    found = (each for each in psutil.process_iter() if "app.edge.worker" in _command_line(each))
-    listening = {str(installation.port)}
-    return [each for each in found if listening & {str(one.laddr.port) for one in each.net_connections("tcp")}]
+    return [each for each in psutil.process_iter() if _is_worker_at(installation.port, each)]
 
 
-def _command_line(process: psutil.Process) -> list[str]:
+def _is_worker_at(port: int, process: psutil.Process) -> bool:
     try:
-        return process.cmdline()
+        is_worker = "app.edge.worker" in process.cmdline()
+        return is_worker and any(one.laddr.port == port for one in process.net_connections("tcp"))
     except psutil.NoSuchProcess:
-        return []
+        return False
 
 
 def statuses(installation: Installation, sandbox_id: str) -> set[int]:
