@@ -130,7 +130,7 @@ async def test_a_connection_that_cannot_be_trusted_is_not_kept(
 
 async def test_bytes_that_nobody_asked_for_end_the_connection(pod: Pod, client: httpx.AsyncClient) -> None:
     """A pod must not be able to place an answer for the next request, which may be another client's."""
-    forge = asyncio.Event()
+    forge, ended = asyncio.Event(), asyncio.Event()
     connections = 0
 
     async def conversation(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -139,15 +139,19 @@ async def test_bytes_that_nobody_asked_for_end_the_connection(pod: Pod, client: 
         await reader.readuntil(b"\r\n\r\n")
         writer.write(OK)
         await forge.wait()
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged")
-        await writer.drain()
-        await reader.read()
+        try:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged")
+            await writer.drain()
+            await reader.read()
+        finally:
+            ended.set()
 
     assert pod.address
-    async with talking(conversation, pod.address, 8000) as service:
+    async with talking(conversation, pod.address, 8000):
         assert (await client.get("/", headers=to(pod, 8000))).text == "ok"
         forge.set()
-        await until(lambda: service.failures or connections)
+        async with asyncio.timeout(BOUND_S):
+            await ended.wait()
         assert (await client.get("/", headers=to(pod, 8000))).text == "ok"
     assert connections == 2
 
