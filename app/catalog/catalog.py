@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ class Catalog:
         """Raises: CatalogError if two entries claim one key or alias."""
         self._files = tuple(entries)
         self._tools: dict[str, tuple[Tool, ...]] = {}
+        self._indexing = threading.Lock()
         self._state = _State(merge(self._files, ()))
 
     @classmethod
@@ -65,9 +67,10 @@ class Catalog:
 
     def remember_tools(self, key: str, tools: Iterable[Tool]) -> None:
         """Let `search` find the server by tools that it was seen to have."""
-        self._tools[key] = tuple(tools)
-        if (index := self._state.index) is not None:
-            index.set_tools(key, self._tools[key])
+        with self._indexing:
+            self._tools[key] = tuple(tools)
+            if (index := self._state.index) is not None:
+                index.set_tools(key, self._tools[key])
 
     def find(self, key: str) -> ServerDefinition | None:
         """By key, alias or catalog name, exactly as written."""
@@ -94,11 +97,13 @@ class Catalog:
     def search(self, query: str) -> list[ServerDefinition]:
         """What matches the words of the query or begins with them, the best first. For any thread."""
         state = self._state
-        if (index := state.index) is None:
-            index = state.index = SearchIndex(entry.definition for entry in state.merged.entries.values())
-            for key, tools in self._tools.items():
-                index.set_tools(key, tools)
-        return [state.merged.entries[key].definition for key in index.search(query)]
+        with self._indexing:
+            if state.index is None:
+                index = SearchIndex(entry.definition for entry in state.merged.entries.values())
+                for key, tools in self._tools.items():
+                    index.set_tools(key, tools)
+                state.index = index
+        return [state.merged.entries[key].definition for key in state.index.search(query)]
 
     @property
     def shadowed(self) -> tuple[Shadowed, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from app.catalog import names
 from app.catalog.errors import OptionError
+from app.catalog.option_values import read_text
 from app.catalog.rendering import PackageRun, RenderedServer
 
 START_TIMEOUT_S = 50.0
@@ -75,7 +76,7 @@ def _read_line(key: str, property: str, value: object) -> str | None:
         return None
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise OptionError(key, property, "expected a shell line")
-    return value
+    return read_text(key, property, value)
 
 
 def read_environment(key: str, property: str, value: object) -> dict[str, str]:
@@ -88,7 +89,8 @@ def read_environment(key: str, property: str, value: object) -> dict[str, str]:
     for name, item in value.items():
         if not isinstance(name, str) or _ENV_NAME.fullmatch(name) is None:
             raise OptionError(key, property, "a variable's name has letters, digits and _, and no digit first")
-        if not isinstance(item, str | int | float) or (isinstance(item, str) and "\0" in item):
+        if not isinstance(item, str | int | float):
             raise OptionError(key, f"{property}.{name}", "expected a string")
-        envs[name] = str(item).lower() if isinstance(item, bool) else str(item)
+        text = str(item).lower() if isinstance(item, bool) else str(item)
+        envs[name] = read_text(key, f"{property}.{name}", text)
     return envs

@@ -36,7 +36,7 @@ async def fetch_document(url: str, *, loopback_allowed: bool = False) -> bytes:
                 url = answer
     except TimeoutError:
         raise FetchError(f"{_shown(url)}: did not answer within {_DEADLINE_S:g} s.") from None
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the latter for where it was redirected to
         raise FetchError(f"{_shown(url)}: {error or type(error).__name__}. Check the URL, or import a file.") from error
     raise FetchError(f"{_shown(url)}: was redirected more than {_MOST_REDIRECTS} times.")
 
@@ -55,7 +55,7 @@ async def _get(client: httpx.AsyncClient, url: str, *, loopback_allowed: bool) -
     )
     response = await client.send(request, stream=True)
     try:
-        if response.is_redirect:
+        if response.has_redirect_location:
             return urljoin(url, response.headers["location"])
         if response.status_code != 200:
             raise FetchError(f"{_shown(url)}: answered {response.status_code}. Check the URL, or import a file.")
@@ -92,7 +92,7 @@ async def _checked_address(host: str, port: int, url: str, *, loopback_allowed: 
     """One address of the host, all of which may be reached. Raises: FetchError."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the latter for what no host name can be
         raise FetchError(f"{_shown(url)}: the host {host} is not known.") from None
     addresses = [ipaddress.ip_address(str(item[4][0]).partition("%")[0]) for item in found]
     for address in addresses:

@@ -96,8 +96,9 @@ class CatalogImporter:
             await asyncio.sleep(self._watch_interval_s)
             try:
                 await self.reload()
-            except (SQLAlchemyError, OSError, CatalogError) as error:
-                _log.warning("catalog_reload_failed", reason=type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - whatever it is must not end the following of all changes to come
+                log = _log.warning if isinstance(error, SQLAlchemyError | OSError | CatalogError) else _log.exception
+                log("catalog_reload_failed", reason=type(error).__name__)
 
     async def import_document(
         self, document: bytes, *, name: str | None = None, overrides: bool = False, digest: str | None = None

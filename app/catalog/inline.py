@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from app.catalog.custom import read_environment
 from app.catalog.errors import OptionError
+from app.catalog.option_values import read_text
 from app.catalog.rendering import PackageRun, RemoteRun, RenderedServer
 
 _KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -68,6 +69,7 @@ def _remote(key: str, given: Mapping[str, object]) -> RemoteRun:
             raise OptionError(key, "headers", "holds something that is no header's name")
         if not isinstance(value, str) or any(ord(character) < 32 and character != "\t" for character in value):
             raise OptionError(key, f"headers.{name}", "expected a string without control characters")
+        read_text(key, f"headers.{name}", value)
     kind = given.get("type", "http")
     transport = "sse" if kind == "sse" else _TRANSPORTS.get(str(kind))
     if transport is None:
@@ -80,4 +82,4 @@ def _remote(key: str, given: Mapping[str, object]) -> RemoteRun:
 def _text(key: str, property: str, value: object, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str) or "\0" in value or not (value or may_be_empty):
         raise OptionError(key, property, "expected a string")
-    return value
+    return read_text(key, property, value)

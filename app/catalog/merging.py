@@ -8,7 +8,8 @@ name in a published catalog is often an image that wants paths of the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,11 +72,16 @@ def merge(files: Sequence[Entry], imported: Sequence[ImportedCatalog]) -> Merged
         if entry.source not in (SHIPPED, OWN):
             shadowed.append(Shadowed(entry.definition.name, entry.source, winner.source))
     claimed: dict[str, Entry] = {}
+    catalog_names: set[str] = set()
     entries: dict[str, Entry] = {}
+    free_numbers: dict[str, int] = {}
     for entry in winners.values():
-        entry = _with_free_names(entry, claimed)
+        # Between files, keys and aliases go before names. An import takes no name that leads to a server already.
+        taken = (claimed,) if entry.source in (SHIPPED, OWN) else (claimed, catalog_names)
+        entry = _with_free_names(entry, taken, free_numbers)
         entries[entry.definition.key] = entry
         claimed |= dict.fromkeys((entry.definition.key, *entry.definition.aliases), entry)
+        catalog_names.add(entry.definition.name)
     by_name = {entry.definition.name: entry for entry in entries.values()} | claimed
     return Merged(dict(sorted(entries.items())), by_name, tuple(shadowed))
 
@@ -94,15 +100,23 @@ def _entries_of(catalogs: Sequence[ImportedCatalog]) -> Iterator[Entry]:
         yield from (Entry(definition, catalog.origin, catalog.name) for definition in (*known, *others))
 
 
-def _with_free_names(entry: Entry, claimed: dict[str, Entry]) -> Entry:
-    """The entry under a key that nobody has, without the aliases that others have."""
+def _with_free_names(entry: Entry, taken: Sequence[Container[str]], free_numbers: dict[str, int]) -> Entry:
+    """The entry under a key that nobody has, without the aliases that others have.
+
+    `free_numbers` holds for a key the number from which on `<key><number>` may be free.
+    """
+
+    def is_free(name: str) -> bool:
+        return not any(name in others for others in taken)
+
     definition = entry.definition
     keys = (definition.key, *names.other_keys(definition.name, definition.homepage, definition.type == "remote"))
-    key = next((key for key in keys if key not in claimed), None)
-    number = 2
-    while key is None:
-        key, number = (f"{keys[0]}{number}" if f"{keys[0]}{number}" not in claimed else None), number + 1
-    aliases = tuple(alias for alias in definition.aliases if alias not in claimed)
+    key = next(filter(is_free, keys), None)
+    if key is None:
+        numbers = itertools.count(free_numbers.get(keys[0], 2))
+        number = next(number for number in numbers if is_free(f"{keys[0]}{number}"))
+        key, free_numbers[keys[0]] = f"{keys[0]}{number}", number + 1
+    aliases = tuple(filter(is_free, definition.aliases))
     if key == definition.key and aliases == definition.aliases:
         return entry
     return replace(entry, definition=definition.model_copy(update={"stated_key": key, "aliases": aliases}))

@@ -18,7 +18,7 @@ from pydantic import JsonValue
 from app.catalog import names
 from app.catalog.definition import CONTEXT_ROOT, Secret, ServerDefinition
 from app.catalog.errors import OptionError
-from app.catalog.json_schemas import faults_in
+from app.catalog.json_schemas import SchemaError, faults_in
 from app.catalog.manifest_parts import ConfigSchema
 from app.catalog.option_values import kind_of, read_text, read_value
 
@@ -169,9 +169,12 @@ def _fill_home(default: JsonValue, home: str) -> JsonValue:
 def _check_config(schema: ConfigSchema, server: str, config: Mapping[str, JsonValue]) -> None:
     """Raises: OptionError for the first thing that breaks the schema."""
     written: Any = schema.model_dump(by_alias=True, exclude_none=True)
-    # What no JSON can be is refused where each value is read.
-    for error in faults_in(dict(config), written):
-        _raise_for(schema, server, error, rule=reduce(lambda part, step: part[step], error.schema_path, written))
+    try:
+        # What no JSON can be is refused where each value is read.
+        for error in faults_in(dict(config), written):
+            _raise_for(schema, server, error, rule=reduce(lambda part, step: part[step], error.schema_path, written))
+    except SchemaError as error:
+        raise OptionError(server, None, f"`config` of its definition is no JSON Schema: {error}") from error
 
 
 def _raise_for(schema: ConfigSchema, server: str, error: ValidationError, *, rule: Any) -> NoReturn:

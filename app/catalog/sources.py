@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 from sqlalchemy import Row, delete, func, insert, select, update
 
 from app.catalog.definition import ServerDefinition
+from app.catalog.errors import CatalogError
 from app.catalog.formats import ReadCatalog, Refusal, read_document
 from app.catalog.formats.document import READER_REVISION
 from app.database import Database
@@ -96,19 +99,29 @@ class SourceStore:
 
     async def _stored(self, row: Row[*tuple[Any, ...]]) -> StoredCatalog:
         source = Source(**{column.name: row._mapping[column.name] for column in _DESCRIPTION})
-        if row.reader_revision == READER_REVISION:
-            return StoredCatalog(
-                source=source,
-                definitions=await asyncio.to_thread(_definitions_of, row.manifests),
-                refused=tuple(Refusal(**refusal) for refusal in row.refused),
-            )
+        # What this version would not take is read again too, so that it becomes a refusal and keeps nobody else out.
+        with suppress(ValidationError):
+            if row.reader_revision == READER_REVISION:
+                return StoredCatalog(
+                    source=source,
+                    definitions=await asyncio.to_thread(_definitions_of, row.manifests),
+                    refused=tuple(Refusal(**refusal) for refusal in row.refused),
+                )
         async with self._database.transaction() as connection:
             where = catalogs.c.name == source.name
             document = (await connection.execute(select(catalogs.c.document).where(where))).scalar_one()
-            read = read_document(zlib.decompress(document), origin=source.origin or source.name)
+            read = await asyncio.to_thread(_read_again, zlib.decompress(document), source)
             values = {"reader_revision": READER_REVISION, **_content_of(read)}
             await connection.execute(update(catalogs).where(where).values(**values))
         return StoredCatalog(source=source, definitions=read.definitions, refused=read.refused)
+
+
+def _read_again(document: bytes, source: Source) -> ReadCatalog:
+    try:
+        return read_document(document, origin=source.origin or source.name)
+    except CatalogError as error:
+        refusals = tuple(Refusal(source.name, "", problem) for problem in error.problems)
+        return ReadCatalog(source.format, source.title, (), refusals)
 
 
 def _definitions_of(manifests: bytes) -> tuple[ServerDefinition, ...]:

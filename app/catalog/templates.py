@@ -23,7 +23,6 @@ from pydantic import JsonValue
 Context: TypeAlias = Mapping[str, JsonValue]
 Variables: TypeAlias = Mapping[str, str]
 
-_TOKEN = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 _WINDOWS_PATH = re.compile(r"([A-Za-z]):[\\/](.*)", re.DOTALL)
 
@@ -51,11 +50,11 @@ def parse(text: str) -> tuple[str | Reference, ...]:
     """Literal pieces and references in order. Raises: TemplateError."""
     parts: list[str | Reference] = []
     position = 0
-    for match in _TOKEN.finditer(text):
-        if match.start() > position:
-            parts.append(text[position : match.start()])
-        parts.append(_parse_reference(match.group(1)))
-        position = match.end()
+    while (start := text.find("{{", position)) >= 0 and (end := text.find("}}", start + 2)) >= 0:
+        if start > position:
+            parts.append(text[position:start])
+        parts.append(_parse_reference(text[start + 2 : end]))
+        position = end + 2
     if position < len(text):
         parts.append(text[position:])
     return tuple(parts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, get_args
@@ -227,9 +228,12 @@ def find_rehearsals(
     found = {}
     for key in plan.fingerprints.keys() - besides:
         definition = catalog.find(key)
-        # What the plan was made from counts, and the catalog may say something else by now.
-        if definition is not None and plan.fingerprints[key] == _fingerprint(key, mcp.get(key, {}), options, catalog):
-            found[key] = rehearsed_fingerprints(definition, mcp.get(key, {}), placement=options.placement.get(key))
+        # What the plan was made from counts, and the catalog may say something else by now, or refuse the options.
+        with suppress(OptionError):
+            if definition is not None and plan.fingerprints[key] == _fingerprint(
+                key, mcp.get(key, {}), options, catalog
+            ):
+                found[key] = rehearsed_fingerprints(definition, mcp.get(key, {}), placement=options.placement.get(key))
     return found
 
 

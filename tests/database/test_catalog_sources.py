@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,21 @@ async def test_what_an_older_version_read_is_read_again(database: Database) -> N
     again = Catalog([])
     await importer_of(database, again).reload()
     assert keys(again) == ["a"]
+
+
+async def test_a_stored_server_that_this_version_refuses_keeps_no_other_out(database: Database) -> None:
+    importer = importer_of(database, Catalog([]))
+    await importer.import_document(document("a"), name="first")
+    await importer.import_document(document("b"), name="second")
+    refused = {"manifests": zlib.compress(b'[{"name": "a"}]'), "document": zlib.compress(b"- no catalog")}
+    async with database.transaction() as connection:
+        await connection.execute(update(catalogs).where(catalogs.c.name == "first").values(**refused))
+    importer = importer_of(database, catalog := Catalog([]))
+    await importer.reload()
+    assert keys(catalog) == ["b"]
+    (refusal,) = await importer.refused("first")
+    assert "no catalog of a known format" in refusal.reason
+    await importer.remove("first")
 
 
 async def test_a_report_tells_what_is_not_run_and_what_was_not_taken_over(database: Database) -> None:

@@ -64,7 +64,9 @@ def test_a_name_that_is_no_repository_is_refused(key: str) -> None:
         ({"runCmd": "x", "envs": ["A=s3cret"]}, "envs", "expected an object"),
         ({"runCmd": "x", "envs": {"A-B": "s3cret"}}, "envs", "letters, digits and _"),
         ({"runCmd": "x", "envs": {"A": ["s3cret"]}}, "envs.A", "expected a string"),
-        ({"runCmd": "x", "envs": {"A": "s3cret\0"}}, "envs.A", "expected a string"),
+        ({"runCmd": "x", "envs": {"A": "s3cret\0"}}, "envs.A", "holds a NUL character"),
+        ({"runCmd": "x", "envs": {"A": "\ud800"}}, "envs.A", "surrogate"),
+        ({"runCmd": "\ud800"}, "runCmd", "surrogate"),
     ],
 )
 def test_an_unusable_option_is_refused_without_its_value(

@@ -49,6 +49,9 @@ async def test_a_redirect_is_followed_and_checked_like_the_first_url() -> None:
     async with serving(moved("https://10.0.0.1/x")) as (url, _):
         with pytest.raises(FetchError, match=r"https://10\.0\.0\.1/x: only public hosts"):
             await fetch_document(url, loopback_allowed=True)
+    async with serving(moved("https://[::1")) as (url, _):
+        with pytest.raises(FetchError, match="Invalid URL in location header"):
+            await fetch_document(url, loopback_allowed=True)
     async with serving(*[moved("/again")] * 4) as (url, _):
         with pytest.raises(FetchError, match="redirected more than 3 times"):
             await fetch_document(url, loopback_allowed=True)
@@ -58,6 +61,7 @@ async def test_a_redirect_is_followed_and_checked_like_the_first_url() -> None:
     ("answer", "reason"),
     [
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "answered 404"),
+        (b"HTTP/1.1 304 Not Modified\r\n\r\n", "answered 304"),
         (ok(b"x" * (MAX_DOCUMENT_BYTES + 1)), "is larger than"),
         (b"no HTTP\r\n\r\n", "Check the URL"),
     ],
@@ -106,6 +110,9 @@ async def test_an_operator_gets_no_further_than_this_machine(url: str) -> None:
         ("file:///etc/passwd", "from an https URL"),
         ("https://", "from an https URL"),
         ("https://[::1", "cannot be read"),
+        ("https://a..b/c", "is not known"),
+        (f"https://{'a' * 64}.example/c", "is not known"),
+        ("https://1.1.1.1/\x7f", "Check the URL"),
         ("https://me:secret@example.com/c", "holds a user name or password"),
     ],
 )

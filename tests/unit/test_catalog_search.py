@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -79,3 +81,19 @@ def test_several_near_keys_are_offered_for_an_unknown_one(catalog: Catalog) -> N
     assert catalog.nearest_few("gitlap") == ["gitlab"]
     assert set(catalog.nearest_few("githab")) >= {"gitlab"}
     assert catalog.nearest_few("zzzzzz") == []
+
+
+def test_searches_go_on_while_tools_are_learned(catalog: Catalog) -> None:
+    learned = threading.Event()
+
+    def learn() -> None:
+        for number in range(20_000):
+            catalog.remember_tools(f"server{number}", [Tool("anything")])
+        learned.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        learning = pool.submit(learn)
+        while not learned.is_set():
+            catalog.adopt([ImportedCatalog("test", "test", False, SERVERS)])  # the next search makes the index anew
+            assert [definition.key for definition in catalog.search("weather")] == ["weather"]
+        learning.result()

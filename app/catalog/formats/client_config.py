@@ -25,7 +25,7 @@ from app.catalog.formats.reading import (
 )
 
 _INPUTS = "inputs"
-_REFERENCE = re.compile(r"\$\{(?:(env|input):)?([A-Za-z_][A-Za-z0-9_.-]*)(?::-([^}]*))?\}|\$([A-Z][A-Z0-9_]*)")
+_REFERENCE = re.compile(r"\$\{(?:(env|input):)?([A-Za-z_][A-Za-z0-9_.-]*)(?::-([^{}]*))?\}|\$([A-Z][A-Z0-9_]*)")
 _HOME = re.compile(r"\$\{(?:workspaceFolder|userHome|workspaceRoot)\}|\$(?:HOME|PWD)\b|\$\{(?:HOME|PWD)\}")
 _HOST_PATH = re.compile(r"(?:/(?:Users|home|Volumes|mnt|opt|srv|var|etc)/|~/|[A-Za-z]:[\\/]).*")
 _NAMED_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*:/[^:]+")

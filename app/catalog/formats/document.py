@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from app.catalog.errors import CatalogError
 from app.catalog.formats import client_config, docker_catalog, docker_registry, mcp_registry, own_manifest
 from app.catalog.formats.reading import Format, Refusal, read_entries
 
-READER_REVISION = 1
+READER_REVISION = 2
 """Raised when the same document comes to give other definitions."""
 
 
@@ -85,7 +86,7 @@ def read_document(text: bytes, *, origin: str) -> ReadCatalog:
     document = parse_document(text, origin=origin)
     for format in _FORMATS:
         if format.recognises(document):
-            return _read(format, document)
+            return _read(format, document, origin)
     raise CatalogError(
         [
             f"{origin}: is no catalog of a known format. Known are: Docker's catalog (registry:), its server.yaml,"
@@ -95,10 +96,17 @@ def read_document(text: bytes, *, origin: str) -> ReadCatalog:
     )
 
 
-def _read(format: Format, document: object) -> ReadCatalog:
+_MOST_ENTRIES = 10_000
+"""Thirty times what the largest published catalogs hold. Every start puts all of them together again."""
+
+
+def _read(format: Format, document: object, origin: str) -> ReadCatalog:
     definitions: dict[str, ServerDefinition] = {}
     refused: list[Refusal] = []
-    for outcome in read_entries(format.entries(document), format.manifest_of):
+    entries = list(itertools.islice(format.entries(document), _MOST_ENTRIES + 1))
+    if len(entries) > _MOST_ENTRIES:
+        raise CatalogError([f"{origin}: has more than {_MOST_ENTRIES} entries"])
+    for outcome in read_entries(entries, format.manifest_of):
         if isinstance(outcome, Refusal):
             refused.append(outcome)
         elif outcome.name in definitions:

@@ -11,10 +11,12 @@ from pydantic import ValidationError
 
 from app.catalog.definition import ServerDefinition
 from app.catalog.errors import problems_of
+from app.catalog.json_schemas import SchemaError, make_validator
 
 Manifest = dict[str, Any]
 """A definition as `ServerDefinition.imported` takes it, not yet checked."""
 
+_LONGEST_REASON = 300
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -63,12 +65,27 @@ def read_entries(
         try:
             manifest = manifest_of(entry, value)
             _check_grants(manifest)
-            yield ServerDefinition.imported(manifest)
+            definition = ServerDefinition.imported(manifest)
+            _check_config(definition)
+            yield definition
         except RefusedError as error:
             refusal = Refusal(entry, error.field, error.reason)
             yield refusal if error.remedy is None else Refusal(entry, error.field, error.reason, error.remedy)
         except ValidationError as error:
             yield from (Refusal(entry, field, reason) for field, reason in problems_of(error))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            # A value of another kind than its format has there, at a place that nobody expected it at.
+            yield Refusal(entry, "", f"a value is not what the format has there: {error}"[:_LONGEST_REASON])
+
+
+def _check_config(definition: ServerDefinition) -> None:
+    """Raises: RefusedError for a `config` that no value can be checked by."""
+    if definition.config is None:
+        return
+    try:
+        make_validator(definition.config.model_dump(by_alias=True, exclude_none=True))
+    except SchemaError as error:
+        raise RefusedError("config", f"is no JSON Schema: {error}") from error
 
 
 def _check_grants(manifest: Manifest) -> None:
