@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 
 from tests.agent.running_agent import STDIO_TOKEN, USER_UID, RunningAgent
 from tests.ports import free_port
+from tests.waiting import until
 
 Frame = tuple[int, bytes]
 
@@ -149,6 +151,42 @@ async def test_a_server_that_ignores_that_too_is_killed(agent: RunningAgent) -> 
         connection.writer.write_eof()
 
         assert await connection.rest() == (b"", b"", {"signal": 9})
+
+
+UNREAD = b"x" * 256 * 1024
+"""More than a pipe holds."""
+
+
+async def test_a_server_that_does_not_read_is_terminated_too_when_its_stdin_ends(agent: RunningAgent) -> None:
+    async with door(agent, "sleep", "1000") as connection:
+        await connection.send(UNREAD)
+        connection.writer.write_eof()
+
+        assert await connection.rest() == (b"", b"", {"signal": 15})
+
+
+async def test_nothing_is_left_of_a_server_that_does_not_read_when_the_gateway_hangs_up(agent: RunningAgent) -> None:
+    async with door(agent, "bash", "-c", "echo $$; exec sleep 1000") as connection:
+        _, pid = await connection.frame()
+        for _ in range(200):
+            await connection.send(b"one of many small messages\n")
+        await connection.send(UNREAD)
+
+    await _gone(int(pid))
+
+
+async def test_nothing_is_left_of_it_when_the_connection_is_lost_with_more_than_the_kernel_holds(
+    agent: RunningAgent,
+) -> None:
+    async with door(agent, "bash", "-c", "echo $$; exec sleep 1000") as connection:
+        _, pid = await connection.frame()
+        connection.writer.write(UNREAD * 128)
+        await until(lambda: connection.writer.transport.get_write_buffer_size() < len(UNREAD) * 127)  # some has left
+        reset = struct.pack("ii", 1, 0)  # struct linger
+        connection.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        connection.writer.transport.abort()
+
+    await _gone(int(pid))
 
 
 async def test_nothing_of_a_run_is_left_when_the_gateway_hangs_up(agent: RunningAgent) -> None:

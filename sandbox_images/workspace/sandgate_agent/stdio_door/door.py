@@ -16,12 +16,12 @@ from sandgate_agent.configuration import ConfigurationHolder
 from sandgate_agent.environment import process_environment
 from sandgate_agent.errors import AgentError
 from sandgate_agent.fields import text
-from sandgate_agent.nonblocking import CHUNK
 from sandgate_agent.paths import resolve_path
 from sandgate_agent.processes.child import Command
 from sandgate_agent.stdio_door.custom_servers import CustomServers, InstallError
 from sandgate_agent.stdio_door.dial import dial, parse_dial
 from sandgate_agent.stdio_door.frames import FrameWriter
+from sandgate_agent.stdio_door.inbox import Inbox
 from sandgate_agent.stdio_door.request import DoorRequest, decode_line, parse_door_request
 from sandgate_agent.stdio_door.run import run_command
 from sandgate_agent.users import find_user
@@ -31,28 +31,6 @@ _LINE_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 5.0
 
 _log = logging.getLogger(__name__)
-
-
-class _Inbox:
-    """What the gateway sends, taken off the connection at once, so that a hang-up shows while nothing reads it yet."""
-
-    _CAPACITY = 64
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-        self._chunks: asyncio.Queue[bytes] = asyncio.Queue(self._CAPACITY)
-        self.ended = asyncio.Event()
-
-    async def receive(self) -> None:
-        with contextlib.suppress(ConnectionError):
-            while chunk := await self._reader.read(CHUNK):
-                await self._chunks.put(chunk)
-        self.ended.set()
-        await self._chunks.put(b"")
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while chunk := await self._chunks.get():
-            yield chunk
 
 
 class StdioDoor:
@@ -83,7 +61,8 @@ class StdioDoor:
             elif "dial" in message:
                 await dial(parse_dial(message), writer)
             else:
-                await self._run(message, reader, FrameWriter(writer))
+                with Inbox(reader, writer) as inbox:
+                    await self._run(message, inbox, FrameWriter(writer))
         except (TimeoutError, AgentError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             _log.warning("door_connection_without_request")
         except ConnectionError:
@@ -91,13 +70,11 @@ class StdioDoor:
         finally:
             await _close(writer)
 
-    async def _run(self, message: Mapping[str, Any], reader: asyncio.StreamReader, frames: FrameWriter) -> None:
+    async def _run(self, message: Mapping[str, Any], inbox: Inbox, frames: FrameWriter) -> None:
         """Raises: ConnectionError."""
-        inbox = _Inbox(reader)
-        receiving = self._tasks.start(inbox.receive(), name="door-receive")
         try:
             command = await self._prepare(parse_door_request(message), inbox, frames)
-            end = await run_command(command, frames, stdin=inbox.chunks())
+            end = await run_command(command, frames, stdin=inbox)
         except (AgentError, InstallError) as error:
             answer: dict[str, Any] = {"error": f"could not start: {error}"}
         except ConnectionError:
@@ -106,11 +83,9 @@ class StdioDoor:
             answer = {"error": f"could not start: {error.strerror}: {error.filename}"}
         else:
             answer = {"exitCode": end.code} if end.signal is None else {"signal": end.signal}
-        finally:
-            receiving.cancel()
         await frames.exit(answer)
 
-    async def _prepare(self, request: DoorRequest, inbox: _Inbox, frames: FrameWriter) -> Command:
+    async def _prepare(self, request: DoorRequest, inbox: Inbox, frames: FrameWriter) -> Command:
         """Raises: AgentError, InstallError, ConnectionError."""
         configuration = self._configuration.current
         user = find_user(request.user or configuration.default_user)
@@ -125,7 +100,7 @@ class StdioDoor:
         return Command(request.command, environment, directory, user)
 
     @contextlib.asynccontextmanager
-    async def _until_hang_up(self, inbox: _Inbox) -> AsyncIterator[None]:
+    async def _until_hang_up(self, inbox: Inbox) -> AsyncIterator[None]:
         """Give up what is done inside when the gateway hangs up. Raises: ConnectionAbortedError then."""
         try:
             async with asyncio.timeout(None) as patience:

@@ -3,21 +3,21 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
 
 from sandgate_agent.nonblocking import NonblockingFile
 from sandgate_agent.processes.child import Child, Command, Exit
 from sandgate_agent.stdio_door.frames import FrameKind, FrameWriter
+from sandgate_agent.stdio_door.inbox import Inbox
 
 _PATIENCE_S = 2.0
-"""How long a command may take to end at each step: after its stdin was closed, and after TERM."""
+"""How long a command may take to end at each step: after the end of its stdin, and after TERM."""
 
 
 async def run_command(
     command: Command,
     frames: FrameWriter,
     *,
-    stdin: AsyncIterator[bytes] | None = None,
+    stdin: Inbox | None = None,
     stdout_as: FrameKind = FrameKind.STDOUT,
 ) -> Exit:
     """Run to its end. When `stdin` ends the command is asked to end too, ever more firmly; without one it reads none.
@@ -31,12 +31,14 @@ async def run_command(
             for file, kind in ((child.stdout, stdout_as), (child.stderr, FrameKind.STDERR)):
                 if file is not None:
                     tasks.create_task(_forward(file, kind, frames), name=f"door-{kind.name.lower()}")
-            feeding = None
+            while_it_runs = []
             if stdin is not None and child.stdin is not None:
-                feeding = tasks.create_task(_feed(child, child.stdin, stdin), name="door-stdin")
+                feeding = tasks.create_task(_feed(child.stdin, stdin), name="door-stdin")
+                ending = tasks.create_task(_end(child, stdin), name="door-end")
+                while_it_runs = [feeding, ending]
             await child.exited()
-            if feeding is not None:
-                feeding.cancel()
+            for task in while_it_runs:
+                task.cancel()
             # What the command wrote is in the pipes; a process it left behind may hold them open for ever.
             child.signal_group(signal.SIGKILL)
             child.stop_waiting_for_output()
@@ -62,9 +64,9 @@ async def _spawn(command: Command, *, stdin: bool) -> Child:
         raise
 
 
-async def _feed(child: Child, target: NonblockingFile, stdin: AsyncIterator[bytes]) -> None:
+async def _feed(target: NonblockingFile, stdin: Inbox) -> None:
     is_read = True
-    async for chunk in stdin:
+    async for chunk in stdin.chunks():
         try:
             if is_read:
                 await target.write(chunk)
@@ -72,6 +74,11 @@ async def _feed(child: Child, target: NonblockingFile, stdin: AsyncIterator[byte
             # The command has closed its stdin and may still have something to say.
             is_read = False
     target.close()
+
+
+async def _end(child: Child, stdin: Inbox) -> None:
+    """Ask for the end of a command whose stdin has ended, whether or not it has read all of that."""
+    await stdin.ended.wait()
     await asyncio.sleep(_PATIENCE_S)
     child.signal_group(signal.SIGTERM)
     await asyncio.sleep(_PATIENCE_S)
