@@ -282,6 +282,25 @@ def test_a_directory_that_moves_is_watched_under_its_new_name_only(agent: Runnin
     handle.stop()
 
 
+def test_a_file_that_came_with_its_directory_is_told_of_when_it_is_made_anew(agent: RunningAgent) -> None:
+    sandbox = agent.sandbox()
+    sandbox.files.make_dir("filled")
+    sandbox.files.write("outside/file", "x")
+    handle = sandbox.files.watch_dir("filled", recursive=True)
+
+    sandbox.files.rename("outside", "filled/came")
+    came = seen(handle.get_new_events())
+    sandbox.commands.run("rm filled/came/file")
+    removed = seen(handle.get_new_events())
+    sandbox.commands.run("echo y > filled/came/file")
+    made_anew = seen(handle.get_new_events())
+    handle.stop()
+
+    assert came == [(CREATE, "came"), (CREATE, "came/file"), (WRITE, "came/file")]
+    assert removed == [(REMOVE, "came/file")]
+    assert made_anew == [(CREATE, "came/file"), (WRITE, "came/file")]
+
+
 def test_events_carry_the_entry_when_asked_to(agent: RunningAgent) -> None:
     sandbox = agent.sandbox()
     sandbox.files.make_dir("with-entry")

@@ -73,7 +73,8 @@ class Watcher:
         self._directories: dict[int, str] = {}
         """Watched directories by watch descriptor."""
         self._foreseen: set[str] = set()
-        """Paths already told of because they were found in a new directory; the kernel may tell of them once more."""
+        """Paths already told of because they were found in a new directory; the kernel may tell of them once more, by
+        an event that waits already."""
         self._events: deque[FilesystemEvent] = deque(maxlen=_CAPACITY)
         self._has_news = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -192,6 +193,7 @@ class Watcher:
                     self._directories.pop(descriptor, None)
                 elif directory is not None:
                     events += self._translate(directory, mask, name)
+        self._foreseen.clear()
         return events
 
     def _translate(self, directory: str, mask: int, name: str) -> list[FilesystemEvent]:
@@ -204,6 +206,8 @@ class Watcher:
         if kind == "EVENT_TYPE_CREATE" and path in self._foreseen:
             self._foreseen.discard(path)
             return []
+        if kind in _GONE:
+            self._foreseen.discard(path)
         events = [self._event(kind, path)]
         if self._is_recursive and mask & flags.ISDIR:
             if kind == "EVENT_TYPE_CREATE":
@@ -237,6 +241,7 @@ class Watcher:
 
     def _unwatch(self, directory: str) -> None:
         """Forget a tree that has moved away: under its new name it is another one."""
+        self._foreseen = {path for path in self._foreseen if not path.startswith(directory + "/")}
         for descriptor, watched in list(self._directories.items()):
             if watched == directory or watched.startswith(directory + "/"):
                 del self._directories[descriptor]
