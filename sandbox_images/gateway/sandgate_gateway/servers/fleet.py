@@ -175,7 +175,7 @@ class Fleet:
                     # aiohttp costs memory that sandboxes without remote servers need not pay.
                     from sandgate_gateway.upstreams.remote import connect_remote  # noqa: PLC0415
 
-                    return connect_remote(definition.name, listener, transport)
+                    return connect_remote(definition.name, listener, transport, definition.start_timeout_s)
 
         return Server(
             definition,

@@ -42,15 +42,17 @@ RECONNECT_PAUSE_S = 0.5
 
 
 class HttpConnection(Connection):
-    def __init__(self, name: str, listener: Listener, exchanges: HttpExchanges) -> None:
+    def __init__(self, name: str, listener: Listener, exchanges: HttpExchanges, session_timeout_s: float) -> None:
+        """`session_timeout_s` is how long a legacy server may take to open a session."""
         self.capabilities = {}
         self._name = name
         self._listener = listener
         self._exchanges = exchanges
+        self._session_timeout_s = session_timeout_s
         self._ids = itertools.count(1)
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._sessions: dict[object, HttpSession] = {}
-        self._opening = asyncio.Lock()
+        self._opening: dict[object, asyncio.Task[HttpSession]] = {}
         self._listen: asyncio.Task[None] | None = None
         self._is_listening = False
         self._subscriptions: frozenset[str] = frozenset()
@@ -143,6 +145,7 @@ class HttpConnection(Connection):
         return await asyncio.shield(self._ended)
 
     async def forget(self, key: object) -> None:
+        await self._give_up_opening([key])
         session = self._sessions.pop(key, None)
         if session is not None:
             await session.close(tell_server=True)
@@ -151,6 +154,7 @@ class HttpConnection(Connection):
         if self._listen is not None:
             self._listen.cancel()
             await asyncio.wait((self._listen,))
+        await self._give_up_opening(list(self._opening))
         sessions, self._sessions = self._sessions, {}
         if sessions:
             async with asyncio.TaskGroup() as group:
@@ -190,21 +194,49 @@ class HttpConnection(Connection):
         return await (await self._legacy_session(caller)).request(method, params, caller)
 
     async def _legacy_session(self, caller: Caller) -> HttpSession:
+        """Opened by the first request that needs it, for all that do. Raises: RpcError, ConnectionEndedError,
+        HttpStatusError."""
         key = _session_key(caller)
         session = self._sessions.get(key)
-        if session is None:
-            async with self._opening:
-                session = self._sessions.get(key)
-                if session is None:
-                    owner = caller if caller.era == "legacy" else _Anyone(caller.capabilities)
-                    session = HttpSession(self._name, self._exchanges, self._listener, owner, self._end)
-                    try:
-                        await session.open()
-                    except BaseException:
-                        await session.close(tell_server=False)
-                        raise
-                    self._sessions[key] = session
+        if session is not None:
+            return session
+        opening = self._opening.get(key)
+        if opening is None:
+            opening = asyncio.create_task(self._open_session(key, caller), name=f"session with {self._name}")
+            self._opening[key] = opening
+            opening.add_done_callback(lambda done: self._opened(key, done))
+        await asyncio.wait((opening,))  # goes on for the others if this request is cancelled
+        if opening.cancelled():
+            raise ConnectionEndedError("was stopped")
+        return opening.result()
+
+    async def _open_session(self, key: object, caller: Caller) -> HttpSession:
+        owner = caller if caller.era == "legacy" else _Anyone(caller.capabilities)
+        session = HttpSession(self._name, self._exchanges, self._listener, owner, self._end)
+        try:
+            async with asyncio.timeout(self._session_timeout_s):
+                await session.open()
+        except TimeoutError:
+            await session.close(tell_server=False)
+            raise ConnectionEndedError(f"did not open a session within {self._session_timeout_s:g} s") from None
+        except BaseException:
+            await session.close(tell_server=False)
+            raise
+        self._sessions[key] = session
         return session
+
+    def _opened(self, key: object, opening: asyncio.Task[HttpSession]) -> None:
+        if self._opening.get(key) is opening:
+            del self._opening[key]
+        if not opening.cancelled():
+            opening.exception()  # asyncio would complain if nobody waits for it any more
+
+    async def _give_up_opening(self, keys: list[object]) -> None:
+        tasks = [self._opening.pop(key) for key in keys if key in self._opening]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     # Modern servers
 
