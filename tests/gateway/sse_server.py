@@ -21,11 +21,18 @@ class SseServer:
         self.sessions = 0
         self.hanging = False
         """Whether calls are left unanswered."""
+        self.untaken = ""
+        """A method whose messages are read and not even accepted, until the server ends."""
+        self._ended = asyncio.Event()
         self._streams: dict[str, asyncio.Queue[bytes | None]] = {}
 
     def forget_sessions(self) -> None:
         """Messages are answered with 404; the streams stay open."""
         self._streams = {f"forgotten-{name}": queue for name, queue in self._streams.items()}
+
+    def end(self) -> None:
+        self._ended.set()
+        self.drop_streams()
 
     def drop_streams(self) -> None:
         for queue in self._streams.values():
@@ -53,6 +60,8 @@ class SseServer:
         message = await request.json()
         self.received.append(message)
         self.headers.append(request.headers.get("Authorization"))
+        if message.get("method") == self.untaken:
+            await self._ended.wait()
         if "id" in message and "method" in message and not (self.hanging and message["method"] == "tools/call"):
             answer = {"jsonrpc": "2.0", "id": message["id"], **self._answer(message["method"])}
             queue.put_nowait(json.dumps(answer).encode())
@@ -87,5 +96,5 @@ async def sse_server() -> AsyncIterator[SseServer]:
         server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/sse"
         yield server
     finally:
-        server.drop_streams()
+        server.end()
         await runner.cleanup()

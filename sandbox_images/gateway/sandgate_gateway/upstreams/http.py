@@ -260,7 +260,7 @@ class HttpConnection(Connection):
         raise ConnectionEndedError("closed the stream before it answered")
 
     def _modern_notification(self, message: dict[str, Any], caller: Caller) -> None:
-        method, params = message["method"], message.get("params")
+        method, params = str(message["method"]), message.get("params")
         params = params if isinstance(params, dict) else {}
         pass_on(method, params, caller)
         if method == "notifications/subscriptions/acknowledged":

@@ -26,6 +26,10 @@ from sandgate_gateway.upstreams.addresses import (
 from sandgate_gateway.upstreams.connection import ConnectionEndedError, CouldNotConnectError
 
 CONNECT_TIMEOUT_S = 10.0
+
+DELIVERY_TIMEOUT_S = 30.0
+"""How long a server may take to accept what is no request."""
+
 MAX_BODY = MAX_MESSAGE
 _ACCEPT = "application/json, text/event-stream"
 
@@ -90,6 +94,14 @@ class HttpExchanges:
                 if response.status >= 300:
                     raise await _error_of(response)
                 yield response
+
+    async def deliver(self, body: bytes, headers: Mapping[str, str], url: str | None = None) -> None:
+        """Send what is no request: nothing comes back but that it was taken. Raises: like `post`."""
+        try:
+            async with asyncio.timeout(DELIVERY_TIMEOUT_S), self.post(body, headers, url):
+                return
+        except TimeoutError:
+            raise ConnectionEndedError(f"did not take a message within {DELIVERY_TIMEOUT_S:g} s") from None
 
     @asynccontextmanager
     async def get(self, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:

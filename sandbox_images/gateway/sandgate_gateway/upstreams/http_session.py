@@ -13,10 +13,17 @@ from sandgate_gateway.callers import GATEWAY, Caller
 from sandgate_gateway.eras.outgoing import initialize_params, outgoing_params
 from sandgate_gateway.eras.probe import accepted_legacy_version, declared
 from sandgate_gateway.jsonrpc import Result, RpcError
-from sandgate_gateway.protocol import CLIENT_REQUESTS, LATEST_LEGACY_VERSION, LIST_CHANGED, METHOD_NOT_FOUND
+from sandgate_gateway.protocol import (
+    CLIENT_REQUESTS,
+    INVALID_REQUEST,
+    LATEST_LEGACY_VERSION,
+    LIST_CHANGED,
+    METHOD_NOT_FOUND,
+)
 from sandgate_gateway.upstreams.connection import ConnectionEndedError, Listener
 from sandgate_gateway.upstreams.correlation import Correlation, InFlight, more_talkative, wants_log, with_client_token
 from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError, Incoming, StreamPosition, messages
+from sandgate_gateway.upstreams.stream import MAX_RELAYS
 
 logger = logging.getLogger(__name__)
 
@@ -164,9 +171,10 @@ class HttpSession:
 
     def _from_server(self, message: dict[str, Any], caller: Caller | None) -> None:
         """A notification or request, on the stream of a call of `caller` or, with None, on the session's own stream."""
-        method, params = str(message["method"]), message.get("params")
-        if "id" in message:
-            self._relays[message["id"]] = asyncio.create_task(self._relay(message["id"], method, params, caller))
+        method, identifier, params = str(message["method"]), message.get("id"), message.get("params")
+        if identifier is not None:
+            if isinstance(identifier, str | int):
+                self._request(identifier, method, params, caller)
             return
         params = params if isinstance(params, dict) else {}
         match method:
@@ -180,7 +188,8 @@ class HttpSession:
                 elif caller is None:
                     self._background(method, params)
             case "notifications/cancelled":
-                if (relay := self._relays.get(params.get("requestId", ""))) is not None:
+                identifier = params.get("requestId")
+                if isinstance(identifier, str | int) and (relay := self._relays.get(identifier)) is not None:
                     relay.cancel()
             case "notifications/elicitation/complete":
                 self._background(method, params)
@@ -193,7 +202,21 @@ class HttpSession:
         else:
             self._tell_owner(method, params)
 
+    def _request(self, identifier: int | str, method: str, params: Any, caller: Caller | None) -> None:
+        if identifier in self._relays:
+            return  # sent again, as a stream that is resumed may do
+        if len(self._relays) >= MAX_RELAYS:
+            # A server that leaves the answers untaken does not get this one either.
+            if len(self._tasks) < MAX_RELAYS:
+                error = RpcError(INVALID_REQUEST, f"more than {MAX_RELAYS} requests are waiting")
+                self._spawn(self._send(jsonrpc.error_response(identifier, error)), "refuse")
+            return
+        relay = asyncio.create_task(self._relay(identifier, method, params, caller), name=f"{method} of {self._name}")
+        self._relays[identifier] = relay
+        relay.add_done_callback(lambda _: self._relays.pop(identifier, None))
+
     async def _relay(self, identifier: int | str, method: str, params: Any, caller: Caller | None) -> None:
+        """The request counts as waiting until the server has taken the answer."""
         try:
             if method == "ping":
                 answer = jsonrpc.response(identifier, Result({}))
@@ -205,8 +228,6 @@ class HttpSession:
                     answer = jsonrpc.response(identifier, Result(await caller.ask(method, params)))
         except RpcError as error:
             answer = jsonrpc.error_response(identifier, error)
-        finally:
-            self._relays.pop(identifier, None)
         await self._send(answer)
 
     async def _keep_listening(self) -> None:
@@ -260,8 +281,7 @@ class HttpSession:
 
     async def _send(self, body: bytes) -> None:
         try:
-            async with self._exchanges.post(body, self._headers()):
-                return
+            await self._exchanges.deliver(body, self._headers())
         except (RpcError, HttpStatusError, ConnectionEndedError) as error:
             logger.info("a message to server %s was lost: %s", self._name, error)
 

@@ -114,7 +114,7 @@ class SseConnection(StreamConnection):
 
     async def _send(self) -> None:
         """Requests are sent side by side, because some servers answer the POST only when they have done the work. What
-        is no request goes alone: `initialized` must be there before what follows it."""
+        is no request goes alone, and is given up after a while: `initialized` must be there before what follows it."""
         while True:
             data = await self._outbox.get()
             if self._outbox.qsize() < MAX_WAITING // 2:
@@ -127,7 +127,11 @@ class SseConnection(StreamConnection):
 
     async def _post(self, data: bytes) -> None:
         try:
-            async with self._exchanges.post(data, {}, url=await asyncio.shield(self._endpoint)):
+            url = await asyncio.shield(self._endpoint)
+            if not data.startswith(_REQUEST_HEAD):
+                await self._exchanges.deliver(data, {}, url)
+                return
+            async with self._exchanges.post(data, {}, url):
                 return
         except HttpStatusError as error:
             if error.status in _SESSION_LOST:
