@@ -20,7 +20,7 @@ from app.catalog.sources import SourceStore
 from app.database import Database
 from app.errors import NotFound
 from app.ids_and_time import utc_now
-from app.main import make_catalog
+from app.main import make_catalog, make_vault
 from app.sandboxes.tool_memory import ToolMemory
 from app.sandboxes.tool_search import ToolSearch
 from app.settings import read_settings
@@ -139,7 +139,8 @@ def remove_source(name: SourceName) -> None:
 
 def _with_importer(work: Callable[[CatalogImporter], Awaitable[T]]) -> T:
     async def run(database: Database) -> T:
-        importer = CatalogImporter(make_catalog(read_settings()), SourceStore(database), now=utc_now)
+        settings = read_settings()
+        importer = CatalogImporter(make_catalog(settings), SourceStore(database, make_vault(settings)), now=utc_now)
         await importer.reload()
         return await work(importer)
 
@@ -148,8 +149,9 @@ def _with_importer(work: Callable[[CatalogImporter], Awaitable[T]]) -> T:
 
 async def load_catalog(database: Database) -> Catalog:
     """With everything that was imported."""
-    loaded = make_catalog(read_settings())
-    await CatalogImporter(loaded, SourceStore(database), now=utc_now).reload()
+    settings = read_settings()
+    loaded = make_catalog(settings)
+    await CatalogImporter(loaded, SourceStore(database, make_vault(settings)), now=utc_now).reload()
     return loaded
 
 

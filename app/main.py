@@ -80,10 +80,10 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
             assert team is not None
             engine = make_engine(settings, tags)
             stack.push_async_callback(engine.aclose)
-            importer = CatalogImporter(catalog, SourceStore(database), now=utc_now)
+            vault = make_vault(settings)
+            importer = CatalogImporter(catalog, SourceStore(database, vault), now=utc_now)
             await importer.reload()
             http = await stack.enter_async_context(make_http_client())
-            vault = make_vault(settings)
             store = Store(database, vault)
             blueprint = make_blueprint(settings, tags)
             journal = Journal(database, now=utc_now)

@@ -123,7 +123,8 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         await database.migrate()
         accounts = Accounts(database)
         team = await accounts.default_team() or await accounts.create_team("test")
-        store = Store(database, Vault(tmp_path / "encryption-key"))
+        vault = Vault(tmp_path / "encryption-key")
+        store = Store(database, vault)
         catalog = shipped_catalog() if own_servers is None else Catalog.load(SHIPPED_SERVERS, own_servers)
         blueprint = Blueprint(
             workspace_image="workspace:1",
@@ -181,7 +182,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                         store=store,
                         accounts=accounts,
                         catalog=catalog,
-                        catalog_importer=CatalogImporter(catalog, SourceStore(database), now=clock),
+                        catalog_importer=CatalogImporter(catalog, SourceStore(database, vault), now=clock),
                         templates=templates,
                         journal=journal,
                         memory=memory,

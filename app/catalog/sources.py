@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import zlib
 from contextlib import suppress
@@ -20,6 +21,7 @@ from app.catalog.formats import ReadCatalog, Refusal, read_document
 from app.catalog.formats.document import READER_REVISION
 from app.database import Database
 from app.database.tables import catalogs
+from app.vault import Vault
 
 _DESCRIPTION = (
     catalogs.c.name, catalogs.c.title, catalogs.c.origin, catalogs.c.loopback_allowed, catalogs.c.format,
@@ -59,8 +61,9 @@ def digest_of(document: bytes) -> str:
 
 
 class SourceStore:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, vault: Vault) -> None:
         self._database = database
+        self._vault = vault
 
     async def list(self) -> tuple[Source, ...]:
         """In the order in which they were imported first."""
@@ -80,7 +83,8 @@ class SourceStore:
         content = {
             **asdict(source),
             "reader_revision": READER_REVISION,
-            "document": zlib.compress(document),
+            "document_encrypted": await asyncio.to_thread(self._sealed, document),
+            "document": None,
             **_content_of(read),
         }
         async with self._database.transaction() as connection:
@@ -107,13 +111,33 @@ class SourceStore:
                     definitions=await asyncio.to_thread(_definitions_of, row.manifests),
                     refused=tuple(Refusal(**refusal) for refusal in row.refused),
                 )
+        document = await self._document_of(source)
+        read = await asyncio.to_thread(_read_again, document, source)
+        values = {
+            "reader_revision": READER_REVISION,
+            "document_encrypted": await asyncio.to_thread(self._sealed, document),
+            "document": None,
+            **_content_of(read),
+        }
+        # Not over what somebody imported meanwhile.
+        same = (catalogs.c.name == source.name) & (catalogs.c.digest == source.digest)
         async with self._database.transaction() as connection:
-            where = catalogs.c.name == source.name
-            document = (await connection.execute(select(catalogs.c.document).where(where))).scalar_one()
-            read = await asyncio.to_thread(_read_again, zlib.decompress(document), source)
-            values = {"reader_revision": READER_REVISION, **_content_of(read)}
-            await connection.execute(update(catalogs).where(where).values(**values))
+            await connection.execute(update(catalogs).where(same).values(**values))
         return StoredCatalog(source=source, definitions=read.definitions, refused=read.refused)
+
+    async def _document_of(self, source: Source) -> bytes:
+        columns = (catalogs.c.document_encrypted, catalogs.c.document)
+        async with self._database.transaction() as connection:
+            row = (await connection.execute(select(*columns).where(catalogs.c.name == source.name))).one()
+        if row.document_encrypted is None:
+            return zlib.decompress(row.document)
+        return await asyncio.to_thread(self._opened, row.document_encrypted)
+
+    def _sealed(self, document: bytes) -> str:
+        return self._vault.encrypt(base64.b64encode(zlib.compress(document)).decode())
+
+    def _opened(self, sealed: str) -> bytes:
+        return zlib.decompress(base64.b64decode(str(self._vault.decrypt(sealed))))
 
 
 def _read_again(document: bytes, source: Source) -> ReadCatalog:

@@ -238,12 +238,14 @@ catalogs = Table(
     Column("overrides", Boolean, nullable=False),
     Column("imported_at", Moment, nullable=False),
     Column("reader_revision", Integer, nullable=False),
-    Column("document", LargeBinary, nullable=False),
+    Column("document_encrypted", Text),
+    Column("document", LargeBinary),
     Column("manifests", LargeBinary, nullable=False),
     Column("refused", JSON, nullable=False),
 )
-"""Catalogs that were imported, in the order of `position`. `document` is what was read, and `manifests` what it came to
-under `reader_revision` (both compressed), so that a start parses no YAML."""
+"""Catalogs that were imported, in the order of `position`. `document_encrypted` is what was read, as the configuration
+of a client holds credentials, and `manifests` what it came to under `reader_revision` (both compressed), so that a
+start parses no YAML. `document` is what an earlier version kept in clear, until it is next read."""
 
 remembered_lists = Table(
     "remembered_lists",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Row, select, text, update
 
 from app.catalog import Catalog
 from app.catalog.importing import CatalogImporter
@@ -17,12 +18,25 @@ from app.catalog.sources import SourceStore, digest_of
 from app.database import Database
 from app.database.tables import catalogs
 from app.errors import Conflict, InvalidRequest, NotFound
+from app.secrets.at_rest import check_stored_secrets, renew_stored_secrets
+from app.vault import Vault
 from tests.in_process import Clock
 from tests.waiting import BOUND_S
 
+ImporterOf: TypeAlias = Callable[..., CatalogImporter]
 
-def importer_of(database: Database, catalog: Catalog, **more: Any) -> CatalogImporter:
-    return CatalogImporter(catalog, SourceStore(database), now=Clock(), **more)
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault(tmp_path / "encryption-key")
+
+
+@pytest.fixture
+def importer_of(vault: Vault) -> ImporterOf:
+    def make(database: Database, catalog: Catalog, **more: Any) -> CatalogImporter:
+        return CatalogImporter(catalog, SourceStore(database, vault), now=Clock(), **more)
+
+    return make
 
 
 def document(*names: str, **tile: Any) -> bytes:
@@ -35,7 +49,7 @@ def keys(catalog: Catalog) -> list[str]:
     return [definition.key for definition in catalog]
 
 
-async def test_what_one_control_plane_imports_all_of_them_have(database: Database) -> None:
+async def test_what_one_control_plane_imports_all_of_them_have(database: Database, importer_of: ImporterOf) -> None:
     here, there = Catalog([]), Catalog([])
     one, other = importer_of(database, here), importer_of(database, there)
     report = await one.import_document(document("a", "b"), name="first")
@@ -48,7 +62,7 @@ async def test_what_one_control_plane_imports_all_of_them_have(database: Databas
     assert (keys(here), keys(there)) == ([], [])
 
 
-async def test_a_control_plane_notices_what_others_import(database: Database) -> None:
+async def test_a_control_plane_notices_what_others_import(database: Database, importer_of: ImporterOf) -> None:
     catalog = Catalog([])
     watching = asyncio.create_task(importer_of(database, catalog, watch_interval_s=0.01).watch())
     try:
@@ -61,7 +75,7 @@ async def test_a_control_plane_notices_what_others_import(database: Database) ->
         await asyncio.wait([watching])
 
 
-async def test_importing_again_replaces_a_catalog_where_it_stands(database: Database) -> None:
+async def test_importing_again_replaces_a_catalog_where_it_stands(database: Database, importer_of: ImporterOf) -> None:
     importer = importer_of(database, catalog := Catalog([]))
     await importer.import_document(document("a", "b"), name="first")
     await importer.import_document(document("b", user="second"), name="second")
@@ -75,7 +89,9 @@ async def test_importing_again_replaces_a_catalog_where_it_stands(database: Data
     assert found.user == "second"
 
 
-async def test_a_pinned_catalog_keeps_its_document_until_it_is_unpinned(database: Database, tmp_path: Path) -> None:
+async def test_a_pinned_catalog_keeps_its_document_until_it_is_unpinned(
+    database: Database, importer_of: ImporterOf, tmp_path: Path
+) -> None:
     importer = importer_of(database, catalog := Catalog([]))
     file = tmp_path / "mine.json"
     file.write_bytes(document("a"))
@@ -95,7 +111,7 @@ async def test_a_pinned_catalog_keeps_its_document_until_it_is_unpinned(database
     assert keys(catalog) == ["a", "b"]
 
 
-async def test_a_digest_that_was_asked_for_is_checked_and_pins(database: Database) -> None:
+async def test_a_digest_that_was_asked_for_is_checked_and_pins(database: Database, importer_of: ImporterOf) -> None:
     importer = importer_of(database, Catalog([]))
     with pytest.raises(Conflict, match="sha256:0 was asked for"):
         await importer.import_document(document("a"), name="first", digest="sha256:0")
@@ -106,7 +122,7 @@ async def test_a_digest_that_was_asked_for_is_checked_and_pins(database: Databas
         await importer.pin("first", "sha256:0")
 
 
-async def test_what_an_older_version_read_is_read_again(database: Database) -> None:
+async def test_what_an_older_version_read_is_read_again(database: Database, importer_of: ImporterOf) -> None:
     await importer_of(database, Catalog([])).import_document(document("a", volumes=["/etc:/etc"]), name="first")
     async with database.transaction() as connection:
         await connection.execute(update(catalogs).values(reader_revision=0, manifests=b"", refused=[]))
@@ -120,11 +136,83 @@ async def test_what_an_older_version_read_is_read_again(database: Database) -> N
     assert keys(again) == ["a"]
 
 
-async def test_a_stored_server_that_this_version_refuses_keeps_no_other_out(database: Database) -> None:
+MCP_JSON = json.dumps(
+    {"mcpServers": {"acme": {"command": "npx", "args": ["acme@1.0.0"], "env": {"LOGIN": "hunter2"}}}}
+).encode()
+
+
+async def stored(database: Database) -> Row[Any]:
+    async with database.transaction() as connection:
+        return (await connection.execute(select(catalogs))).one()
+
+
+async def test_a_document_is_encrypted_and_can_be_put_under_a_new_key(
+    database: Database, importer_of: ImporterOf, vault: Vault
+) -> None:
+    await importer_of(database, Catalog([])).import_document(MCP_JSON, name="first")
+    row = await stored(database)
+    assert row.document is None
+    assert b"hunter2" not in zlib.decompress(row.manifests)
+    assert "hunter2" not in repr(row)
+    vault.add_key()
+    assert await renew_stored_secrets(database, vault) == 1
+    vault.forget_old_keys()
+    await check_stored_secrets(database, vault)
+    async with database.transaction() as connection:
+        await connection.execute(update(catalogs).values(reader_revision=0))
+    importer = importer_of(database, catalog := Catalog([]))
+    await importer.reload()
+    assert keys(catalog) == ["acme"]
+
+
+async def test_what_an_earlier_version_kept_in_clear_is_encrypted_when_it_is_read(
+    database: Database, importer_of: ImporterOf
+) -> None:
+    await importer_of(database, Catalog([])).import_document(MCP_JSON, name="first")
+    in_clear = zlib.compress(MCP_JSON)
+    async with database.transaction() as connection:
+        as_it_was = {"document": in_clear, "document_encrypted": None, "manifests": in_clear, "reader_revision": 0}
+        await connection.execute(update(catalogs).values(**as_it_was))
+    importer = importer_of(database, catalog := Catalog([]))
+    await importer.reload()
+    found = catalog.find("acme")
+    assert found is not None
+    assert [secret.env for secret in found.secrets] == ["LOGIN"]
+    row = await stored(database)
+    assert row.document is None
+    assert b"hunter2" not in zlib.decompress(row.manifests)
+    async with database.transaction() as connection:
+        await connection.execute(update(catalogs).values(reader_revision=0))
+    again = Catalog([])
+    await importer_of(database, again).reload()
+    assert keys(again) == ["acme"]
+
+
+async def test_catalogs_of_the_schema_before_are_encrypted_by_the_next_start(
+    database: Database, importer_of: ImporterOf
+) -> None:
+    await importer_of(database, Catalog([])).import_document(MCP_JSON, name="first")
+    async with database.transaction() as connection:
+        await connection.execute(update(catalogs).values(document=zlib.compress(MCP_JSON)))
+        await connection.execute(text("ALTER TABLE catalogs DROP COLUMN document_encrypted"))
+        await connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
+    await database.migrate()
+    importer = importer_of(database, catalog := Catalog([]))
+    await importer.reload()
+    assert keys(catalog) == ["acme"]
+    row = await stored(database)
+    assert row.document is None
+    assert row.document_encrypted is not None
+
+
+async def test_a_stored_server_that_this_version_refuses_keeps_no_other_out(
+    database: Database, importer_of: ImporterOf
+) -> None:
     importer = importer_of(database, Catalog([]))
     await importer.import_document(document("a"), name="first")
     await importer.import_document(document("b"), name="second")
-    refused = {"manifests": zlib.compress(b'[{"name": "a"}]'), "document": zlib.compress(b"- no catalog")}
+    in_clear = {"document": zlib.compress(b"- no catalog"), "document_encrypted": None}
+    refused = {"manifests": zlib.compress(b'[{"name": "a"}]'), **in_clear}
     async with database.transaction() as connection:
         await connection.execute(update(catalogs).where(catalogs.c.name == "first").values(**refused))
     importer = importer_of(database, catalog := Catalog([]))
@@ -135,7 +223,9 @@ async def test_a_stored_server_that_this_version_refuses_keeps_no_other_out(data
     await importer.remove("first")
 
 
-async def test_a_report_tells_what_is_not_run_and_what_was_not_taken_over(database: Database) -> None:
+async def test_a_report_tells_what_is_not_run_and_what_was_not_taken_over(
+    database: Database, importer_of: ImporterOf
+) -> None:
     importer = importer_of(database, Catalog([]))
     tiles = {"good": {"image": "a"}, "host": {"image": "a", "privileged": True}, "bad": {"image": 5}}
     report = await importer.import_document(json.dumps({"registry": tiles}).encode(), name="first")
@@ -145,13 +235,15 @@ async def test_a_report_tells_what_is_not_run_and_what_was_not_taken_over(databa
 
 
 @pytest.mark.parametrize("name", ["shipped", "own", "", "a/b", "x" * 65])
-async def test_a_catalog_cannot_have_every_name(database: Database, name: str) -> None:
+async def test_a_catalog_cannot_have_every_name(database: Database, importer_of: ImporterOf, name: str) -> None:
     importer = importer_of(database, Catalog([]))
     with pytest.raises(InvalidRequest, match="cannot be the name of a catalog"):
         await importer.import_document(document("a"), name=name or " ")
 
 
-async def test_a_catalog_is_called_after_its_file_or_what_it_calls_itself(database: Database, tmp_path: Path) -> None:
+async def test_a_catalog_is_called_after_its_file_or_what_it_calls_itself(
+    database: Database, importer_of: ImporterOf, tmp_path: Path
+) -> None:
     importer = importer_of(database, Catalog([]))
     file = tmp_path / "catalog.yaml"
     file.write_text("displayName: Our Own!\nregistry: {}")
@@ -159,7 +251,9 @@ async def test_a_catalog_is_called_after_its_file_or_what_it_calls_itself(databa
     assert (await importer.import_document(document("a"))).source.name == "docker-catalog"
 
 
-async def test_what_is_not_there_is_named_with_what_is(database: Database, tmp_path: Path) -> None:
+async def test_what_is_not_there_is_named_with_what_is(
+    database: Database, importer_of: ImporterOf, tmp_path: Path
+) -> None:
     importer = importer_of(database, Catalog([]))
     await importer.import_document(document("a"), name="first")
     for work in (importer.refresh, importer.diff, importer.pin, importer.unpin, importer.remove, importer.refused):

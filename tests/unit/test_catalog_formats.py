@@ -283,7 +283,7 @@ def test_credentials_of_a_client_are_asked_of_each_caller_and_settings_stay() ->
     env = {
         "GITHUB_TOKEN": CREDENTIAL,
         "API_KEY": "<your key>",
-        "MODE": "fast",
+        "MODE": "production",
         "REGION": "",
         "DSN": f"db://u:{CREDENTIAL}@h/d",
     }
@@ -291,8 +291,62 @@ def test_credentials_of_a_client_are_asked_of_each_caller_and_settings_stay() ->
     assert [secret.env for secret in definition.secrets] == ["GITHUB_TOKEN", "API_KEY", "DSN"]
     run = render(definition, "acme", {"githubToken": "t", "apiKey": "k", "dsn": "d", "REGION": "eu"}).run
     assert isinstance(run, PackageRun)
-    assert run.env == {"GITHUB_TOKEN": "t", "API_KEY": "k", "DSN": "d", "MODE": "fast", "REGION": "eu"}
+    assert run.env == {"GITHUB_TOKEN": "t", "API_KEY": "k", "DSN": "d", "MODE": "production", "REGION": "eu"}
     assert [note.split()[3] for note in notes_of(definition)] == ["GITHUB_TOKEN", "DSN"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DB_PASS", "hunter2"),
+        ("KEY_PASSPHRASE", "12345"),
+        ("CONNECTION_STRING", "Server=db;User=me"),
+        ("NOTIFY", "https://hooks.slack.com/services/T000/B000/x"),
+        ("LOGIN", "letmein"),
+        ("OPENAPI_MCP_HEADERS", '{"X-Thing": "hunter2"}'),
+        ("DATABASE", "host=db password=hunter2 dbname=${env:NAME}"),
+        ("FALLBACK_VALUE", "${OTHER:-hunter2}"),
+    ],
+)
+def test_no_value_of_a_variable_that_may_be_a_credential_is_shown_to_others(name: str, value: str) -> None:
+    definition = only(client(command="npx", args=["acme@1.0.0"], env={name: value}), "mcp-servers")
+    for word in ("hunter2", "12345", "letmein", "User=me", "T000"):
+        assert word not in definition.model_dump_json()
+    (secret,) = definition.secrets
+    assert secret.required
+    assert "was not taken over, as it may be a credential" in " ".join(notes_of(definition))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["true", "8080", "-1.5", "DEBUG", "stdio", "2022-06-28", "application/json, text/event-stream",
+     "https://gitlab.acme.example/api/v4", "${workspaceFolder}/memory.json"],
+)  # fmt: skip
+def test_a_value_that_is_plainly_nobodys_stays(value: str) -> None:
+    definition = only(client(command="npx", args=["acme@1.0.0"], env={"X": value}), "mcp-servers")
+    run = render(definition, "acme", {}).run
+    assert isinstance(run, PackageRun)
+    assert run.env == {"X": value.replace("${workspaceFolder}", "/var/lib/mcp/acme")}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "options", "sent"),
+    [
+        ("Cookie", "session=hunter2", {"cookie": "c"}, "c"),
+        ("Cookie", "session=hunter2; lang=${LANGUAGE}", {"cookie": "c"}, "c"),
+        ("Cookie", "session=${SESSION}", {"SESSION": "s"}, "session=s"),
+        ("X-Team", "hunter2", {"xTeam": "t"}, "t"),
+        ("X-Team", "<your team>", {"xTeam": "t"}, "t"),
+        ("Authorization", "Bot ${TOKEN}", {"TOKEN": "t"}, "Bot t"),
+        ("Accept", "application/json", {}, "application/json"),
+    ],
+)
+def test_no_value_of_a_header_that_may_be_a_credential_is_shown_to_others(
+    name: str, value: str, options: dict[str, str], sent: str
+) -> None:
+    definition = only(client(url="https://acme.example/mcp", headers={name: value}), "mcp-servers")
+    assert "hunter2" not in definition.model_dump_json()
+    assert render(definition, "acme", options).run == RemoteRun(url="https://acme.example/mcp", headers={name: sent})
 
 
 def test_inputs_of_vs_code_become_credentials_and_settings() -> None:
@@ -314,7 +368,7 @@ def test_inputs_of_vs_code_become_credentials_and_settings() -> None:
 
 def test_docker_run_becomes_an_image_with_its_wishes() -> None:
     arguments = [
-        "run", "-i", "--rm", "-e", "ACME_TOKEN", "-e", "MODE=fast", "-v", "data:/data", "-v", "/home/me:/in:ro",
+        "run", "-i", "--rm", "-e", "ACME_TOKEN", "-e", "MODE=production", "-v", "data:/data", "-v", "/home/me:/in:ro",
         "--network=host", "--privileged", "--name", "acme", "example/acme:1", "--stdio",
     ]  # fmt: skip
     definition = only(client(command="docker", args=arguments, env={"ACME_TOKEN": CREDENTIAL}), "mcp-servers")
@@ -335,18 +389,18 @@ def test_docker_run_without_wishes_can_be_run() -> None:
 @pytest.mark.parametrize(
     "server",
     [
-        {"url": "https://acme.example/mcp", "headers": {"Authorization": f"Bearer {CREDENTIAL}", "X-Mode": "fast"}},
+        {"url": "https://acme.example/mcp", "headers": {"Authorization": f"Bearer {CREDENTIAL}", "X-Mode": "prod"}},
         {"type": "http", "serverUrl": "https://acme.example/mcp",
-         "headers": {"Authorization": "Bearer ${env:ACME_TOKEN}", "X-Mode": "fast"}},
+         "headers": {"Authorization": "Bearer ${env:ACME_TOKEN}", "X-Mode": "prod"}},
         {"command": "npx", "args": ["-y", "mcp-remote", "https://acme.example/mcp", "--header",
-                                    "Authorization: Bearer ${ACME_TOKEN}", "--header", "X-Mode: fast"],
+                                    "Authorization: Bearer ${ACME_TOKEN}", "--header", "X-Mode: prod"],
          "env": {"ACME_TOKEN": CREDENTIAL}},
     ],
 )  # fmt: skip
 def test_a_url_becomes_a_remote_with_its_credentials_asked_for(server: dict[str, Any]) -> None:
     definition = only(client(**server), "mcp-servers")
     run = render(definition, "acme", {"token": "t"}).run
-    assert run == RemoteRun(url="https://acme.example/mcp", headers={"Authorization": "Bearer t", "X-Mode": "fast"})
+    assert run == RemoteRun(url="https://acme.example/mcp", headers={"Authorization": "Bearer t", "X-Mode": "prod"})
 
 
 @pytest.mark.parametrize(
@@ -361,6 +415,7 @@ def test_a_url_becomes_a_remote_with_its_credentials_asked_for(server: dict[str,
         ({"command": "npx", "args": ["acme@1.0.0", f"--token={CREDENTIAL}"]}, "args: --token takes a credential"),
         ({"command": "npx", "args": ["acme@1.0.0", CREDENTIAL]}, "args: one of them takes a credential"),
         ({"url": f"https://acme.example/mcp?apiKey={CREDENTIAL}"}, "url: holds a credential in apiKey"),
+        ({"url": f"https://acme.example/s/{CREDENTIAL}/mcp"}, "url: holds a credential in its path"),
         ({"url": f"https://me:{CREDENTIAL}@acme.example/mcp"}, "url: holds a password"),
         ({"command": "docker", "args": ["run", "-i"]}, "args: docker run names no image"),
         ({"command": "npx", "args": "acme"}, "args: expected a list"),
@@ -381,20 +436,20 @@ def test_servers_of_litellm_take_their_credentials_from_callers() -> None:
             "acme_mcp": {
                 "url": "https://acme.example/mcp", "transport": "http", "auth_type": "bearer_token",
                 "authentication_token": "os.environ/ACME_TOKEN", "alias": "acme two",
-                "static_headers": {"X-Mode": "fast"}, "allowed_tools": ["a"], "description": "Does things.",
+                "static_headers": {"X-Mode": "prod"}, "allowed_tools": ["a"], "description": "Does things.",
             },
         },
     }  # fmt: skip
     definition = only(document, "litellm")
     assert (definition.description, definition.aliases) == ("Does things.", ("acme-two",))
     assert render(definition, "acme", {"ACME_TOKEN": "t"}).run == RemoteRun(
-        url="https://acme.example/mcp", headers={"X-Mode": "fast", "Authorization": "Bearer t"}
+        url="https://acme.example/mcp", headers={"X-Mode": "prod", "Authorization": "Bearer t"}
     )
     assert notes_of(definition)[0].startswith("Not taken over: allowed_tools.")
 
 
 def test_a_command_of_litellm_is_read_like_that_of_a_client() -> None:
-    server = {"command": "uvx", "args": ["acme@1.0"], "env": {"ACME_KEY": "os.environ/MY_KEY", "MODE": "fast"}}
+    server = {"command": "uvx", "args": ["acme@1.0"], "env": {"ACME_KEY": "os.environ/MY_KEY", "MODE": "production"}}
     definition = only({"mcp_servers": {"acme": {**server, "transport": "stdio"}}}, "litellm")
     assert [secret.env for secret in definition.secrets] == ["ACME_KEY"]
     assert "OpenAPI" in refusal({"mcp_servers": {"acme": {"spec_path": "x.json"}}})

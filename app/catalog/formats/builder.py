@@ -9,13 +9,29 @@ from typing import Any
 from app.catalog.formats.reading import Manifest, variable_name
 
 _CREDENTIAL_NAME = re.compile(
-    r"api_?key|access_?key|auth|token|secret|passw|pwd|credential|private_?key|bearer|(^|_)(pat|key)$"
+    r"api_?key|access_?key|auth|token|secret|passw|passphrase|passcode|pwd|credential|private_?key|bearer|cookie"
+    r"|mnemonic|seed_?phrase|webhook(_?url)?$|connection_?str|conn_?str|(^|_)(pass|pat|pin|key|dsn)$"
 )
 _CREDENTIAL_VALUE = re.compile(
     r"(sk|pk|rk|ghp|gho|ghs|github_pat|glpat|xox[abp]|AKIA|ey[JA-Z])[-_A-Za-z0-9.]{8,}|[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@.*"
+    r"|https?://(hooks\.|\S*/(web)?hooks?/)[\s\S]*"
 )
 _RANDOM_TEXT = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+=]{32,}")
 _PLACEHOLDER = re.compile(r"<[^<>]*>|\$\{[^}]*\}|your[-_ ].*|x{3,}|\.{3}|", re.IGNORECASE)
+_SCHEME = r"(?>(?:[A-Za-z][A-Za-z-]*[ ]+(?![\w-]*[=:]))?)"
+"""In front of a credential, `Bearer `. These three never step back, as a document may hold megabytes of one value."""
+_NAMED_VALUE = re.compile(rf"""(?<![\w-])([\w-]++)["']?\s*+[=:]\s*+["']?{_SCHEME}(?=[^\s"',;&$])""")
+_BESIDE_A_REFERENCE = re.compile(rf"\s*{_SCHEME}([\s;,:$]|[\w-]++=)*+")
+_HARMLESS = re.compile(
+    r"true|false|yes|no|on|off|enabled?|disabled?|none|null|auto|default"
+    r"|-?\d{1,9}(\.\d+)?|v?\d+(\.\d+){1,3}|\d{4}-\d{2}-\d{2}"
+    r"|trace|debug|verbose|info|notice|warn|warning|error|critical|fatal|silent|quiet"
+    r"|dev|development|test|testing|staging|prod|production|local|stdio|sse|(streamable-)?http|json|text|plain|utf-?8"
+    r"|(application|text)/[a-z0-9.+-]+(,\s*(application|text)/[a-z0-9.+-]+)*"
+    r"|https?://[A-Za-z0-9.-]+(:\d+)?(/api|/v\d+)*/?",
+    re.IGNORECASE,
+)
+"""Switches, numbers, versions and dates, levels, modes, media types, addresses of services."""
 
 
 def looks_secret(name: str, value: object = "") -> bool:
@@ -23,6 +39,23 @@ def looks_secret(name: str, value: object = "") -> bool:
     plain = re.sub(r"[-. ]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).lower()
     text = str(value)
     return bool(_CREDENTIAL_NAME.search(plain) or _CREDENTIAL_VALUE.fullmatch(text) or _RANDOM_TEXT.fullmatch(text))
+
+
+def is_secret_beside(name: str, text: str) -> bool:
+    """Whether a text carries a credential although parts of it, written `$` here, are asked for.
+
+    With a name that says so everything does but its scheme (`Bearer $`) and names in front of values (`session=$`).
+    """
+    if looks_secret(name):
+        return _BESIDE_A_REFERENCE.fullmatch(text) is None
+    return any(looks_secret(match[1]) for match in _NAMED_VALUE.finditer(text)) or any(
+        looks_secret("", word) for word in re.split(r"""[\s"',;&=$]+""", text)
+    )
+
+
+def is_harmless(value: str) -> bool:
+    """Whether a value is nobody's: a switch, a number, a level, the address of a service and no more."""
+    return _HARMLESS.fullmatch(value.strip()) is not None
 
 
 def is_placeholder(value: str) -> bool:

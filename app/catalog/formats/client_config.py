@@ -1,7 +1,8 @@
 """Configurations of MCP clients (`mcpServers` of Claude, `servers` of VS Code) and of LiteLLM as manifests. Pure.
 
-Such a file holds one person's credentials. No value that looks like one is taken over: it becomes an option that each
-caller gives, and the definition's notes say so.
+Such a file holds one person's credentials, and a catalog is everybody's. So of a variable or header only what is
+plainly nobody's becomes a default; every other value becomes a credential that each caller gives, and the definition's
+notes say so. In arguments and URLs, which cannot be asked for, what looks like a credential is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from app.catalog.formats.builder import ManifestBuilder, is_placeholder, looks_secret
+from app.catalog.formats.builder import (
+    ManifestBuilder,
+    is_harmless,
+    is_placeholder,
+    is_secret_beside,
+    looks_secret,
+)
 from app.catalog.formats.command_line import ImageCommand, PackageCommand, RemoteCommand, read_command
 from app.catalog.formats.reading import (
     Manifest,
@@ -155,6 +162,8 @@ class _Reader:
                     f"holds a credential in {name}, and URLs show in logs",
                     "Send it in a header, if the server takes one, and import the entry again.",
                 )
+        if any(looks_secret("", part) for part in urlsplit(url).path.split("/")):
+            raise RefusedError("url", "holds a credential in its path, and URLs show in logs", "Use one without it.")
         if urlsplit(url).password:
             raise RefusedError("url", "holds a password, and URLs show in logs", "Send it in a header.")
         self._builder.extra["type"] = "remote"
@@ -201,15 +210,24 @@ class _Reader:
         for name, written in env.items():
             value = self._normalise(written)
             if looks_secret(name, value):
-                self._builder.secret(name, description=self._description_of(value))
-                if not is_placeholder(value):
-                    self._tell_dropped(name)
+                self._ask_for(name, value)
             elif _REFERENCE.search(value) or _HOME.search(value):
-                self._builder.set_env(name, self._words(value))
+                if self._is_secret_beside(name, value):
+                    self._ask_for(name, value)
+                else:
+                    self._builder.set_env(name, self._words(value))
             elif is_placeholder(value):
                 self._builder.set_env(name, self._builder.setting(name))
-            else:
+            elif is_harmless(value):
                 self._builder.set_env(name, self._builder.setting(name, {"default": value}))
+            else:
+                self._ask_for(name, value)
+
+    def _ask_for(self, name: str, value: str) -> None:
+        """Let each caller give the value of a variable."""
+        self._builder.secret(name, description=self._description_of(value))
+        if not is_placeholder(value):
+            self._tell_dropped(name)
 
     def _arguments(self, arguments: Sequence[str]) -> list[str]:
         previous = ""
@@ -238,13 +256,16 @@ class _Reader:
 
     def _header(self, name: str, written: str) -> str:
         value = self._normalise(written)
-        if _REFERENCE.search(value):
+        if _REFERENCE.search(value) and not self._is_secret_beside(name, value):
             return self._words(value)
-        if not looks_secret(name, value):
+        if is_harmless(value) and not looks_secret(name, value):
             return value
         if not is_placeholder(value):
             self._tell_dropped(name)
         return self._builder.header_secret(name, value)
+
+    def _is_secret_beside(self, name: str, value: str) -> bool:
+        return is_secret_beside(name, _REFERENCE.sub("$", _HOME.sub("$", value)))
 
     def _words(self, text: str) -> str:
         """Text of the configuration with its variables as credentials and settings."""
@@ -254,17 +275,22 @@ class _Reader:
         kind, name, default = match[1], match[2] or match[4], match[3]
         asked = self._inputs.get(name, {}) if kind == "input" else {}
         description = str(asked.get("description") or "")
-        if asked.get("password") or looks_secret(name):
+        value = asked.get("default", default)
+        # What a file shows to everybody whom it asks is no secret; what stands in for a variable may be.
+        taken_over = not value or is_harmless(str(value)) or "default" in asked
+        if asked.get("password") or looks_secret(name, value or "") or not taken_over:
+            if value:
+                self._tell_dropped(name)
             return self._builder.secret(variable_name(name), description=description)
         schema: dict[str, Any] = {"description": description}
-        if (value := asked.get("default", default)) is not None:
+        if value is not None:
             schema["default"] = str(value)
         if options := asked.get("options"):
             schema["enum"] = options
         return self._builder.setting(name, schema, required="default" not in schema)
 
     def _tell_dropped(self, name: str) -> None:
-        self._builder.note(f"The value of {name} was not taken over, as it is a credential; each caller gives one.")
+        self._builder.note(f"The value of {name} was not taken over, as it may be a credential; each caller gives one.")
 
 
 def _texts(server: Mapping[Any, Any], field: str) -> dict[str, str]:

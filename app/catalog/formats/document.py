@@ -12,7 +12,7 @@ from app.catalog.errors import CatalogError
 from app.catalog.formats import client_config, docker_catalog, docker_registry, mcp_registry, own_manifest
 from app.catalog.formats.reading import Format, Refusal, read_entries
 
-READER_REVISION = 2
+READER_REVISION = 3
 """Raised when the same document comes to give other definitions."""
 
 
