@@ -183,7 +183,7 @@ def _print_report(report: ImportReport) -> None:
         f" {len({refusal.entry for refusal in report.refused})} were not taken over.",
         soft_wrap=True,
     )
-    if len(report.change.added) < report.servers:
+    if report.change.removed or len(report.change.added) < report.servers:
         _print_change(report.change)
 
 

@@ -30,6 +30,7 @@ from app.errors import Conflict, InvalidRequest, NotFound
 _log = structlog.get_logger()
 
 _WATCH_INTERVAL_S = 5.0
+_UNCHANGED = " Nothing was changed."
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -150,11 +151,15 @@ class CatalogImporter:
             raise Conflict(
                 f"Catalog {name} has the digest {source.digest}, not {digest}. Import the document that has it first."
             )
-        return await self._set_pin(source, source.digest)
+        if not await self._store.pin(name, source.digest):
+            raise Conflict(f"Catalog {name} was changed by somebody else in this moment. Try again.")
+        return await self._with_pin(source, source.digest)
 
     async def unpin(self, name: str) -> Source:
         """Raises: NotFound."""
-        return await self._set_pin(await self._find(name), None)
+        source = await self._find(name)
+        await self._store.unpin(name)
+        return await self._with_pin(source, None)
 
     async def remove(self, name: str) -> None:
         """Take the catalog's servers away. Raises: NotFound."""
@@ -167,8 +172,7 @@ class CatalogImporter:
         await self._find(name)
         return next((stored.refused for stored in await self._store.load() if stored.source.name == name), ())
 
-    async def _set_pin(self, source: Source, digest: str | None) -> Source:
-        await self._store.pin(source.name, digest)
+    async def _with_pin(self, source: Source, digest: str | None) -> Source:
         await self.reload()
         return replace(source, pinned_digest=digest)
 
@@ -184,31 +188,45 @@ class CatalogImporter:
     ) -> ImportReport:
         found = digest_of(document)
         read = await _read(document, origin or name or "the document")
-        name = _checked_name(name or _name_of(origin, read))
-        pinned = next((source.pinned_digest for source in await self._store.list() if source.name == name), None)
-        if (expected := digest or pinned) is not None and found != expected:
+        if digest is not None and found != digest:
             raise Conflict(
-                f"{origin or 'The document'} has the digest {found}, and {expected} was asked for or is pinned. Nothing"
-                " was changed. `sandgate catalog diff` shows what is different; unpin the catalog to take it over."
+                f"{origin or 'The document'} has the digest {found}, and {digest} was asked for.{_UNCHANGED}"
             )
-        before = await self._definitions_of(name)
+        if not name:
+            name = _checked_name(_name_of(origin, read))
+            await self._check_same_origin(name, origin)
         source = Source(
-            name=name,
+            name=_checked_name(name),
             title=read.title,
             origin=origin,
             loopback_allowed=loopback_allowed,
             format=read.format,
             digest=found,
-            pinned_digest=expected,
+            pinned_digest=digest,
             overrides=overrides,
             imported_at=self._now(),
         )
+        before = await self._definitions_of(name)
         try:
-            await self._store.put(source, document, read)
+            stored = await self._store.put(source, document, read)
         except IntegrityError:
             raise Conflict(f"Catalog {name} was imported by somebody else in this moment. Try again.") from None
+        if stored.digest != found:
+            raise Conflict(
+                f"{origin or 'The document'} has the digest {found}, and catalog {name} is pinned to {stored.digest}."
+                f"{_UNCHANGED} `sandgate catalog diff` shows what is different; unpin the catalog to take it over."
+            )
         await self.reload()
-        return self._report(source, read, before)
+        return self._report(stored, read, before)
+
+    async def _check_same_origin(self, name: str, origin: str | None) -> None:
+        """Raises: Conflict if a catalog that nobody asked to replace has a name that nobody asked for."""
+        there = next((source for source in await self._store.list() if source.name == name), None)
+        if there is not None and there.origin != origin:
+            raise Conflict(
+                f"There is a catalog {name} already, from {there.origin or 'a request'}. State `name`: another one, or"
+                f" {name} to have it replaced.{_UNCHANGED}"
+            )
 
     def _report(self, source: Source, read: ReadCatalog, before: Mapping[str, ServerDefinition]) -> ImportReport:
         not_run = {definition.name: objections_of(definition) for definition in read.definitions}

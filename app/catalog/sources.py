@@ -78,8 +78,11 @@ class SourceStore:
             rows = (await connection.execute(select(*columns).order_by(catalogs.c.position))).all()
         return tuple([await self._stored(row) for row in rows])
 
-    async def put(self, source: Source, document: bytes, read: ReadCatalog) -> None:
-        """Insert it behind all others, or replace the one of its name where it stands."""
+    async def put(self, source: Source, document: bytes, read: ReadCatalog) -> Source:
+        """Insert it behind all others, or replace the one of its name where it stands; a pin stays.
+
+        Gives the catalog as it is then: as it was, if it is pinned to another document.
+        """
         content = {
             **asdict(source),
             "reader_revision": READER_REVISION,
@@ -87,15 +90,27 @@ class SourceStore:
             "document": None,
             **_content_of(read),
         }
+        kept = {name: value for name, value in content.items() if name != "pinned_digest" or value is not None}
+        named = catalogs.c.name == source.name
+        free = catalogs.c.pinned_digest.is_(None) | (catalogs.c.pinned_digest == source.digest)
         async with self._database.transaction() as connection:
-            known = await connection.execute(update(catalogs).where(catalogs.c.name == source.name).values(**content))
-            if known.rowcount == 0:
+            known = await connection.execute(update(catalogs).where(named, free).values(**kept))
+            there = (await connection.execute(select(*_DESCRIPTION).where(named))).one_or_none()
+            if known.rowcount == 0 and there is None:
                 last = (await connection.execute(select(func.max(catalogs.c.position)))).scalar_one()
                 await connection.execute(insert(catalogs).values(**content, position=(last or 0) + 1))
+        return source if there is None else Source(**there._mapping)
 
-    async def pin(self, name: str, digest: str | None) -> None:
+    async def pin(self, name: str, digest: str) -> bool:
+        """Whether it has the document of this digest, to which it is pinned then."""
+        same = (catalogs.c.name == name) & (catalogs.c.digest == digest)
         async with self._database.transaction() as connection:
-            await connection.execute(update(catalogs).where(catalogs.c.name == name).values(pinned_digest=digest))
+            pinned = await connection.execute(update(catalogs).where(same).values(pinned_digest=digest))
+        return pinned.rowcount > 0
+
+    async def unpin(self, name: str) -> None:
+        async with self._database.transaction() as connection:
+            await connection.execute(update(catalogs).where(catalogs.c.name == name).values(pinned_digest=None))
 
     async def remove(self, name: str) -> bool:
         async with self._database.transaction() as connection:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,8 +14,9 @@ import pytest
 from sqlalchemy import Row, select, text, update
 
 from app.catalog import Catalog
+from app.catalog.formats import ReadCatalog
 from app.catalog.importing import CatalogImporter
-from app.catalog.sources import SourceStore, digest_of
+from app.catalog.sources import Source, SourceStore, digest_of
 from app.database import Database
 from app.database.tables import catalogs
 from app.errors import Conflict, InvalidRequest, NotFound
@@ -101,14 +103,59 @@ async def test_a_pinned_catalog_keeps_its_document_until_it_is_unpinned(
     file.write_bytes(document("a", "b"))
     digest, change = await importer.diff("mine", by_operator=True)
     assert (digest, change.added) == (digest_of(document("a", "b")), ("b",))
-    with pytest.raises(Conflict, match="is pinned. Nothing was changed"):
+    with pytest.raises(Conflict, match=r"is pinned to sha256:\w+\. Nothing was changed"):
         await importer.refresh("mine", by_operator=True)
-    with pytest.raises(Conflict):
-        await importer.import_document(document("c"), name="mine")
+    for asked in (None, digest_of(document("c"))):
+        with pytest.raises(Conflict, match="catalog mine is pinned"):
+            await importer.import_document(document("c"), name="mine", digest=asked)
     assert keys(catalog) == ["a"]
     await importer.unpin("mine")
     await importer.refresh("mine", by_operator=True)
     assert keys(catalog) == ["a", "b"]
+
+
+async def test_a_pin_that_is_set_or_taken_off_while_a_document_is_read_counts(database: Database, vault: Vault) -> None:
+    class Meanwhile(SourceStore):
+        """Somebody else is faster than whoever puts a document."""
+
+        async def put(self, source: Source, document: bytes, read: ReadCatalog) -> Source:
+            await act()
+            return await super().put(source, document, read)
+
+    async def nothing() -> None:
+        return
+
+    act: Callable[[], Awaitable[object]] = nothing
+    importer = CatalogImporter(catalog := Catalog([]), Meanwhile(database, vault), now=Clock())
+    other = CatalogImporter(Catalog([]), SourceStore(database, vault), now=Clock())
+    await importer.import_document(document("a"), name="first")
+    act = partial(other.pin, "first")
+    with pytest.raises(Conflict, match="catalog first is pinned"):
+        await importer.import_document(document("b"), name="first")
+    assert keys(catalog) == ["a"]
+    act = nothing
+    assert (await importer.import_document(document("a"), name="first")).source.pinned_digest is not None
+    act = partial(other.unpin, "first")
+    assert (await importer.import_document(document("a"), name="first")).source.pinned_digest is None
+    assert keys(catalog) == ["a"]
+
+
+async def test_a_catalog_from_elsewhere_does_not_take_the_place_of_one_that_only_happens_to_have_its_name(
+    database: Database, importer_of: ImporterOf, tmp_path: Path
+) -> None:
+    importer = importer_of(database, catalog := Catalog([]))
+    for client in ("cursor", "vscode"):
+        (tmp_path / client).mkdir()
+        servers = {"mcpServers": {client: {"url": f"https://{client}.example/mcp"}}}
+        (tmp_path / client / "mcp.json").write_text(json.dumps(servers))
+    here, there = (str(tmp_path / client / "mcp.json") for client in ("cursor", "vscode"))
+    for _ in range(2):
+        assert (await importer.import_origin(here, by_operator=True)).source.name == "mcp-servers"
+    with pytest.raises(Conflict, match=f"catalog mcp-servers already, from {here}"):
+        await importer.import_origin(there, by_operator=True)
+    assert keys(catalog) == ["cursor"]
+    report = await importer.import_origin(there, by_operator=True, name="mcp-servers")
+    assert report.change.removed == ("cursor",)
 
 
 async def test_a_digest_that_was_asked_for_is_checked_and_pins(database: Database, importer_of: ImporterOf) -> None:

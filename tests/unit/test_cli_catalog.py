@@ -70,3 +70,12 @@ def test_a_catalog_is_compared_refreshed_pinned_and_removed(file: Path) -> None:
     assert "- acmeboard" in run("refresh", "docker")
     assert "docker is removed" in run("remove", "docker")
     assert "acmecluster" not in run("list")
+
+
+def test_an_import_that_replaces_a_catalog_says_what_is_gone(file: Path) -> None:
+    run("import", str(file), "--name", "ours")
+    file.write_text(json.dumps({"registry": {"acmeother": {"title": "O", "image": "mcp/other"}}}))
+    printed = run("import", str(file), "--name", "ours")
+    assert "+ acmeother" in printed
+    assert "- acmeboard" in printed
+    assert "- acmecluster" in printed
