@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,6 +72,7 @@ class Trial:
 class _Stage:
     """The pod that a server is tried in, and how its gateway is set for each rehearsal."""
 
+    key: str
     rehearsals: tuple[Rehearsal, ...]
     plans: tuple[SandboxPlan, ...]
     pod: PodRecord
@@ -89,8 +91,9 @@ class Verifier:
         catalog: Catalog,
         blueprint: Blueprint,
         recorder: Path,
+        up_s: float = _UP_S,
     ) -> None:
-        """`recorder` is the program that stands in for the internet."""
+        """`recorder` is the program that stands in for the internet. A pod that is not up after `up_s` is an error."""
         self._engine = engine
         self._agents = agents
         self._gateways = gateways
@@ -99,11 +102,12 @@ class Verifier:
         self._catalog = catalog
         self._blueprint = blueprint
         self._recorder = recorder
+        self._up_s = up_s
 
     async def verify(self, definition: ServerDefinition, report: Report = lambda line: None) -> Trial:
         """Try a package server. What is wrong with it is in the answer.
 
-        Raises: EngineError for what is wrong with the engine, ValueError for a server that comes in no package.
+        Raises: EngineError for what is wrong with the engine or the pod, ValueError for a server without a package.
         """
         package = definition.package
         if package is None:
@@ -123,8 +127,6 @@ class Verifier:
             return ends("broken upstream", str(error))
         try:
             return await self._try(package, stage, report)
-        except (TimeoutError, PodUnreachableError) as error:
-            return ends("broken upstream", str(error) or "the pod it was to be tried in was not up in time")
         finally:
             await self._engine.stop(stage.pod.id)
 
@@ -132,6 +134,7 @@ class Verifier:
         rehearsals = rehearsals_of(definition)
         plans = [self._plan_of(definition, rehearsal) for rehearsal in rehearsals]
         return _Stage(
+            key=definition.key,
             rehearsals=rehearsals,
             plans=tuple(plans),
             pod=new_pod(sandbox_id=new_sandbox_id(), recipe=None),
@@ -148,7 +151,8 @@ class Verifier:
         return plan_sandbox(request, built_in_template(GATEWAY_TEMPLATE), self._catalog, self._blueprint)
 
     async def _try(self, package: Package, stage: _Stage, report: Report) -> Trial:
-        address = await self._start(stage)
+        async with self._blamed_on_the_pod(stage):
+            address = await self._start(stage)
         shown = [await self._rehearse(address, package, plan, stage, report) for plan in stage.plans]
         hosts = _hosts(await self._engine.logs(stage.pod.id, "recorder", tail=_LOG_LINES))
         # One that works with no more than it asks for is no worse for a made-up credential that it does not take.
@@ -160,9 +164,11 @@ class Verifier:
         self, address: str, package: Package, plan: SandboxPlan, stage: _Stage, report: Report
     ) -> tuple[Verification, Lists | None]:
         began = asyncio.get_running_loop().time()
+        async with self._blamed_on_the_pod(stage):
+            await self._set(address, plan, stage)
         try:
             async with asyncio.timeout(plan.deadline_s + _LIST_S):
-                status = await self._set(address, plan, stage)
+                status = await self._settled(address, stage)
                 start_s = round(asyncio.get_running_loop().time() - began, 2)
                 report("listing tools")
                 lists, tools = await self._list(address, status, stage)
@@ -180,13 +186,27 @@ class Verifier:
         )
         return verification, lists
 
-    async def _set(self, address: str, plan: SandboxPlan, stage: _Stage) -> ServerStatus:
-        """The server's state once it is up as `plan` says, or has failed."""
-        token = stage.pod.secrets.gateway_token
+    @asynccontextmanager
+    async def _blamed_on_the_pod(self, stage: _Stage) -> AsyncIterator[None]:
+        """Before the server has begun, nothing is its fault: what a busy machine makes of it must not be its result."""
+        try:
+            async with asyncio.timeout(self._up_s):
+                yield
+        except (TimeoutError, PodUnreachableError) as error:
+            reason = str(error) or f"It was not up within {self._up_s:g} s."
+            raise EngineError(
+                f"MCP server {stage.key!r} is still to be tried: its pod cannot be used. {reason}"
+            ) from error
+
+    async def _set(self, address: str, plan: SandboxPlan, stage: _Stage) -> None:
+        """Let the gateway start the server as `plan` says, instead of what it has."""
         assert plan.gateway is not None
         config = make_gateway_config(plan.gateway, McpOptions(), stage.pod, [stage.token])
-        await self._gateways.configure(address, token, config)
-        (status,) = await self._gateways.status(address, token, wait_s=120)
+        await self._gateways.configure(address, stage.pod.secrets.gateway_token, config)
+
+    async def _settled(self, address: str, stage: _Stage) -> ServerStatus:
+        """The server's state once it is up, or has failed."""
+        (status,) = await self._gateways.status(address, stage.pod.secrets.gateway_token, wait_s=120)
         return status
 
     async def _list(self, address: str, status: ServerStatus, stage: _Stage) -> tuple[Lists | None, int]:
@@ -212,20 +232,19 @@ class Verifier:
             files=(File(path=_RECORDER_FILE, content=self._recorder.read_bytes()),),
             capabilities=("NET_BIND_SERVICE",),
         )
-        async with asyncio.timeout(_UP_S):
-            started = await self._engine.start(replace(spec, containers=(*spec.containers, recorder)))
-            if started.address is None:
-                raise EngineError(f"Pod {stage.pod.id} was started and has no address.")
-            listening = tenacity.AsyncRetrying(
-                wait=tenacity.wait_fixed(_POLL_S), retry=tenacity.retry_if_result(lambda log: "ready" not in log)
-            )
-            await listening(self._engine.logs, stage.pod.id, "recorder", tail=_LOG_LINES)
-            body = {
-                "sandboxId": stage.pod.sandbox_id,
-                "accessToken": stage.token,
-                "stdioToken": stage.pod.secrets.stdio_token,
-            }
-            await self._agents.init(started.address, stage.pod.secrets.agent_token, body)
+        started = await self._engine.start(replace(spec, containers=(*spec.containers, recorder)))
+        if started.address is None:
+            raise EngineError(f"Pod {stage.pod.id} was started and has no address.")
+        listening = tenacity.AsyncRetrying(
+            wait=tenacity.wait_fixed(_POLL_S), retry=tenacity.retry_if_result(lambda log: "ready" not in log)
+        )
+        await listening(self._engine.logs, stage.pod.id, "recorder", tail=_LOG_LINES)
+        body = {
+            "sandboxId": stage.pod.sandbox_id,
+            "accessToken": stage.token,
+            "stdioToken": stage.pod.secrets.stdio_token,
+        }
+        await self._agents.init(started.address, stage.pod.secrets.agent_token, body)
         return started.address
 
 
