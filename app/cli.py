@@ -25,6 +25,7 @@ from app.errors import EngineError, SandgateError
 from app.home import home_locked
 from app.main import make_engine, make_vault, sandbox_images
 from app.secrets.at_rest import renew_stored_secrets
+from app.server_jobs import remove_trials
 from app.serving import serve
 from app.settings import ROOT, Settings, read_settings
 from app.terminal import console, out, with_database
@@ -91,9 +92,10 @@ def uninstall(
     settings = read_settings()
 
     async def remove() -> tuple[str, ...]:
+        held = await remove_trials(settings)
         engine = make_engine(settings, sandbox_images(settings))
         try:
-            return await engine.remove_installation(with_volumes=with_volumes)
+            return (*held, *await engine.remove_installation(with_volumes=with_volumes))
         finally:
             await engine.aclose()
 

@@ -21,7 +21,7 @@ from app.home import home_locked
 from app.main import make_vault, opened_database
 from app.packages import PackageLocks, PackageStore
 from app.sandboxes.store import Store
-from app.server_jobs import each, opened_tools, package_servers
+from app.server_jobs import each, opened_tools, package_servers, remove_trials
 from app.settings import Settings, read_settings
 from app.terminal import console, out
 
@@ -123,6 +123,8 @@ def prune(
     settings = read_settings()
 
     async def run() -> None:
+        if not dry_run:
+            await remove_trials(settings)  # they would count as those of another home
         async with opened_database(settings) as database, opened_tools(settings) as tools:
             used = {d.package.digest for d in await load_catalog(database) if d.package is not None}
             for sandbox in await Store(database, make_vault(settings)).alive():

@@ -18,12 +18,11 @@ from app.cli_catalog import catalog, load_catalog
 from app.database import Database
 from app.engines.jobs import Report
 from app.errors import SandgateError
-from app.home import trials_locked
 from app.ids_and_time import utc_now
 from app.main import make_blueprint, opened_database, sandbox_images
 from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
 from app.sandboxes.rehearsed_lists import RehearsedLists
-from app.server_jobs import each, opened_tools, package_servers
+from app.server_jobs import each, opened_trials, package_servers
 from app.settings import ROOT, Settings, read_settings
 from app.terminal import console, out
 from app.verification import Results, Verification, Verifier, make_page
@@ -126,19 +125,17 @@ async def _is_rehearsed(definition: ServerDefinition, rehearsed: RehearsedLists)
 @asynccontextmanager
 async def _verifier(settings: Settings, loaded: Catalog) -> AsyncIterator[Verifier]:
     """Raises: HomeError if another process has one."""
-    # An installation of its own: a server that runs would take these pods for leftovers of its own.
-    with trials_locked(settings.home):
-        async with opened_tools(settings, suffix="-verify") as tools, make_http_client() as http:
-            yield Verifier(
-                engine=tools.engine,
-                agents=AgentClient(http),
-                gateways=GatewayClient(http),
-                http=http,
-                packages=tools.packages,
-                catalog=loaded,
-                blueprint=make_blueprint(settings, sandbox_images(settings)),
-                recorder=ROOT / "sandbox_images" / "recorder" / "record_egress.py",
-            )
+    async with opened_trials(settings) as tools, make_http_client() as http:
+        yield Verifier(
+            engine=tools.engine,
+            agents=AgentClient(http),
+            gateways=GatewayClient(http),
+            http=http,
+            packages=tools.packages,
+            catalog=loaded,
+            blueprint=make_blueprint(settings, sandbox_images(settings)),
+            recorder=ROOT / "sandbox_images" / "recorder" / "record_egress.py",
+        )
 
 
 def _outcome(verification: Verification) -> str:

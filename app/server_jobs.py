@@ -12,11 +12,15 @@ from app.catalog.merging import Entry
 from app.engines.interface import Engine
 from app.engines.jobs import Report
 from app.errors import NotFound, SandgateError
+from app.home import trials_locked
 from app.job_display import JobDisplay
 from app.main import make_engine, make_packages, sandbox_images
 from app.packages import PackageStore
 from app.settings import Settings
 from app.terminal import console
+
+_TRIALS = "-verify"
+"""What the installation that servers are tried in is called, behind the name of the home's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +30,48 @@ class Tools:
 
 
 @asynccontextmanager
-async def opened_tools(settings: Settings, *, suffix: str = "") -> AsyncIterator[Tools]:
-    """An engine with its networks and the packages on it. With a `suffix`, an installation that is removed again."""
+async def opened_tools(settings: Settings) -> AsyncIterator[Tools]:
+    """An engine with its networks and the packages on it."""
     tags = sandbox_images(settings)
-    engine = make_engine(settings, tags, suffix=suffix)
+    engine = make_engine(settings, tags)
     try:
         await engine.prepare()
         yield Tools(engine, make_packages(settings, engine, tags))
     finally:
-        if suffix:
-            await engine.remove_installation()
         await engine.aclose()
+
+
+@asynccontextmanager
+async def opened_trials(settings: Settings) -> AsyncIterator[Tools]:
+    """As `opened_tools`, in an installation of its own, of which nothing is left afterwards.
+
+    A server that runs would take its pods for leftovers of its own. Raises: HomeError if another process has one.
+    """
+    tags = sandbox_images(settings)
+    with trials_locked(settings.home):
+        engine = make_engine(settings, tags, suffix=_TRIALS)
+        try:
+            await engine.remove_installation()  # what a process that was killed left
+            await engine.prepare()
+            try:
+                yield Tools(engine, make_packages(settings, engine, tags))
+            finally:
+                await engine.remove_installation()
+        finally:
+            await engine.aclose()
+
+
+async def remove_trials(settings: Settings) -> tuple[str, ...]:
+    """Take off the engine what a process left that was killed while it tried servers.
+
+    Gives the names of what the engine would not let go. Safe to repeat. Raises: HomeError if some are tried now.
+    """
+    with trials_locked(settings.home):
+        engine = make_engine(settings, sandbox_images(settings), suffix=_TRIALS)
+        try:
+            return await engine.remove_installation()
+        finally:
+            await engine.aclose()
 
 
 def package_servers(loaded: Catalog, keys: Sequence[str] | None, *, every: bool) -> list[Entry]:
