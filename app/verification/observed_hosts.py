@@ -7,10 +7,11 @@ exist to hear how a server is used are left out: nobody who allows a server its 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from app.catalog import ServerDefinition
+from app.catalog import CatalogError, ServerDefinition
+from app.catalog.catalog import parse_manifest
 from app.catalog.stand_ins import CREDENTIAL
 from app.errors import SandgateError
 
@@ -35,7 +36,8 @@ _TELEMETRY_SERVICES = (
     "statsig.com",
 )
 _TELEMETRY_LABEL = re.compile(r"(^|[.-])(analytics|metrics|stats|telemetry|tracking)([.-]|$)")
-_NOBODYS = re.compile(r"(^|\.)(example(\.(com|net|org))?|internal|invalid|local|localhost|test)$|^\d+(\.\d+){3}$|:.*:")
+_NAME = re.compile(r"[a-z0-9._-]+", re.IGNORECASE)
+_NOBODYS = re.compile(r"(^|\.)(example(\.(com|net|org))?|internal|invalid|local|localhost|test)$|^\d+(\.\d+){3}$")
 """Names of examples and of the machine's own network (RFC 2606, RFC 6762, metadata services), and plain addresses."""
 
 
@@ -57,14 +59,32 @@ def sort_hosts(definition: ServerDefinition, observed: Iterable[str]) -> Observe
     telemetry: list[str] = []
     for target in observed:
         host, colon, _ = target.rpartition(":")
-        if not colon or _NOBODYS.search(host) or CREDENTIAL in host or _is_allowed(target, definition.allow_hosts):
+        if (
+            not colon
+            or not _NAME.fullmatch(host)
+            or _NOBODYS.search(host)
+            or CREDENTIAL in host
+            or _is_allowed(target, definition.allow_hosts)
+        ):
             continue
         (telemetry if _is_telemetry(host) else new).append(target)
     return ObservedHosts(tuple(new), tuple(telemetry))
 
 
-def with_allowed_hosts(manifest: str, hosts: Iterable[str]) -> str:
+def with_allowed_hosts(manifest: str, hosts: Sequence[str]) -> str:
     """The text of a manifest with `allowHosts` on one line, everything else as it was. Raises: ManifestEditError."""
+    changed = _edited(manifest if manifest.endswith("\n") else f"{manifest}\n", hosts)
+    try:
+        before, after = (parse_manifest(text, origin="the manifest") for text in (manifest, changed))
+    except CatalogError as error:
+        raise ManifestEditError(f"`allowHosts` was not written: {'; '.join(error.problems)}") from error
+    if after != before.model_copy(update={"allow_hosts": tuple(hosts)}):
+        raise ManifestEditError("`allowHosts` was not written, as the manifest would come to mean something else.")
+    return changed
+
+
+def _edited(manifest: str, hosts: Iterable[str]) -> str:
+    """Raises: ManifestEditError."""
     line = f"allowHosts: [{', '.join(_quoted(host) for host in hosts)}]\n"
     written = re.compile(r"^allowHosts:.*\n", re.MULTILINE)
     if (found := written.search(manifest)) is not None:

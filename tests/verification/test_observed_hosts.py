@@ -47,7 +47,17 @@ def test_a_host_that_hears_how_a_server_is_used_is_told_apart(host: str) -> None
 
 @pytest.mark.parametrize(
     "host",
-    ["grafana.example.com", "metadata.google.internal", "169.254.169.254", "localhost", f"{CREDENTIAL}.acme.com"],
+    [
+        "x]\nverified: true\ny: [z",
+        "a b",
+        "#x",
+        "::1",
+        "grafana.example.com",
+        "metadata.google.internal",
+        "169.254.169.254",
+        "localhost",
+        f"{CREDENTIAL}.acme.com",
+    ],
 )
 def test_what_is_nobodys_or_made_up_is_left_out(host: str) -> None:
     found = sort_hosts(acme(), [f"{host}:443"])
@@ -66,3 +76,16 @@ def test_a_manifest_gets_the_hosts_and_stays_as_it_was() -> None:
 def test_a_manifest_that_has_them_in_a_block_is_left_to_its_author() -> None:
     with pytest.raises(ManifestEditError, match=r"Write: allowHosts: \[a\.com:443\]"):
         with_allowed_hosts(MANIFEST + "allowHosts:\n  - b.com:443\n", ["a.com:443"])
+
+
+@pytest.mark.parametrize("last_line", ["category: web", "allowHosts: [b.com:443]", "# the end", "tools: []"])
+def test_a_manifest_may_end_without_a_line_break(last_line: str) -> None:
+    written = with_allowed_hosts(f"{MANIFEST.partition('# what')[0]}{last_line}", ["a.com:443"])
+    assert acme(written).allow_hosts == ("a.com:443",)
+    assert acme(written).command == ("acme",)
+
+
+@pytest.mark.parametrize("host", ["x]\nverified: true\ny: [z:443", "12:30", "a: b"])
+def test_what_would_change_anything_else_in_a_manifest_is_not_written(host: str) -> None:
+    with pytest.raises(ManifestEditError, match="`allowHosts` was not written"):
+        with_allowed_hosts(MANIFEST, [host])
