@@ -91,9 +91,10 @@ async def _install_all(settings: Settings, wanted: Sequence[Entry], *, at_once: 
 
 @catalog.command("lock")
 def lock(keys: Keys = None) -> None:
-    """Resolve the dependencies of servers anew and write down what came out, beside the manifest that names it.
+    """Write down what the dependencies of servers are resolved to, beside the manifest that names it.
 
-    For shipped servers that is in this checkout, for your own in SANDGATE_HOME.
+    Of a server that has a lock they are resolved anew; of one that has none, what is installed counts, and is installed
+    if it is not. For shipped servers that is in this checkout, for your own in SANDGATE_HOME.
     """
     settings = read_settings()
 
@@ -149,10 +150,12 @@ async def _lock(packages: PackageStore, entry: Entry, report: Report) -> str:
         raise SandgateError(
             f"MCP server {definition.key!r} was imported from {file}, so there is no manifest to change."
         )
-    unlocked = definition.package.model_copy(update={"lock": None})
-    await packages.ensure(definition.key, unlocked, report)
-    locks = PackageLocks([file.parent.parent / "locks"])
-    digest = locks.write(unlocked, await packages.lock_of(unlocked))
+    if definition.package.lock is None:
+        await packages.ensure(definition.key, definition.package, report)
+        files = await packages.lock_of(definition.package)
+    else:
+        files = await packages.resolve(definition.key, definition.package, report)
+    digest = PackageLocks([file.parent.parent / "locks"]).write(definition.package, files)
     if digest == definition.package.lock:
         return "as it was"
     text = file.read_text()

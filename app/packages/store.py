@@ -54,13 +54,17 @@ class PackageStore:
         self._installer = installer
         self._locks = locks
         self._seen: set[str] = set()
-        """Digests known to be installed. Nothing that is installed is ever removed while it can be used."""
+        """Digests known to be installed. Nothing is removed while a container has the store; see `forget`."""
 
     async def is_installed(self, package: Package) -> bool:
         if package.digest not in self._seen:
             markers = await self._jobs.read_shared(STORE_MOUNT.volume, ".installed")
             self._seen.update(name.removesuffix(".json") for name in markers if not name.startswith("."))
         return package.digest in self._seen
+
+    def forget(self) -> None:
+        """Look anew when asked next: for when no container has the store, as anybody may empty it then."""
+        self._seen.clear()
 
     async def ensure(self, key: str, package: Package, report: Report = lambda line: None) -> None:
         """Install the package of server `key` if it is absent; returns once it can be used. Safe to repeat.
@@ -69,7 +73,7 @@ class PackageStore:
         """
         if await self.is_installed(package):
             return
-        spec = await asyncio.to_thread(self._job, package)
+        spec = await asyncio.to_thread(self._job, package, package.digest)
         while True:
             outcome = await self._jobs.run(spec, report)
             # Whoever else waited for the same job may have taken its outcome: then the store tells, or it is done anew.
@@ -79,9 +83,26 @@ class PackageStore:
             raise _failure(key, package, outcome)
         self._seen.add(package.digest)
 
+    async def resolve(self, key: str, package: Package, report: Report = lambda line: None) -> LockFiles:
+        """The lock that a package comes to now, whatever is installed of it. Nothing that is installed changes.
+
+        Raises as `ensure`.
+        """
+        fresh = uuid.uuid4().hex[:20]
+        spec = await asyncio.to_thread(self._job, package.model_copy(update={"lock": None}), fresh)
+        outcome = await self._jobs.run(spec, report)
+        if outcome.exit_code != 0:
+            raise _failure(key, package, outcome)
+        lock = await self._lock_in(fresh)
+        await self._remove([fresh], dry_run=False)
+        return lock
+
     async def lock_of(self, package: Package) -> LockFiles:
         """The lock that an installation was made from; empty if it is not installed."""
-        return await self._jobs.read_shared(STORE_MOUNT.volume, f"{package.digest}/.sandgate-lock")
+        return await self._lock_in(package.digest)
+
+    async def _lock_in(self, digest: str) -> LockFiles:
+        return await self._jobs.read_shared(STORE_MOUNT.volume, f"{digest}/.sandgate-lock")
 
     async def installed(self) -> Mapping[str, Installed]:
         """By digest."""
@@ -101,6 +122,9 @@ class PackageStore:
         others = await self._jobs.others_using(STORE_MOUNT.volume)
         if others and not dry_run:
             raise PackagesInUseError(others)
+        return await self._remove(digests, dry_run=dry_run)
+
+    async def _remove(self, digests: Iterable[str], *, dry_run: bool) -> int:
         request = json.dumps({"digests": sorted(digests), "remove": not dry_run}).encode()
         spec = JobSpec(
             name=f"remove-{uuid.uuid4().hex}",
@@ -121,12 +145,13 @@ class PackageStore:
         freed: int = json.loads(outcome.output.strip().splitlines()[-1])["bytes"]
         return freed
 
-    def _job(self, package: Package) -> JobSpec:
-        request = package.model_dump(mode="json", by_alias=True) | {"digest": package.digest}
+    def _job(self, package: Package, digest: str) -> JobSpec:
+        """Installs a package as `digest`."""
+        request = package.model_dump(mode="json", by_alias=True) | {"digest": digest}
         files = {"package.json": json.dumps(request).encode()}
         files |= {f"lock/{name}": content for name, content in (self._locks.read(package) or {}).items()}
         return JobSpec(
-            name=f"install-{package.digest}",
+            name=f"install-{digest}",
             image=self._image,
             command=("python3", "-I", _INSTALLER),
             limits=_LIMITS,

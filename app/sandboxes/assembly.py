@@ -92,6 +92,7 @@ def make_sandboxes(
         transitions=transitions,
         expiry=expiry,
         warm_pool=warm_pool,
+        packages=packages,
         directory=directory,
         journal=journal,
         background=background,

@@ -16,6 +16,7 @@ import structlog
 
 from app.engines.interface import Engine, Pod
 from app.errors import EngineError, EngineUnavailable
+from app.packages import PackageStore
 from app.sandboxes.background import Background
 from app.sandboxes.directory import Directory
 from app.sandboxes.expiry import Expiry
@@ -42,6 +43,7 @@ class Reconciler:
         transitions: Transitions,
         expiry: Expiry,
         warm_pool: WarmPool,
+        packages: PackageStore,
         directory: Directory,
         journal: Journal,
         background: Background,
@@ -52,6 +54,7 @@ class Reconciler:
         self._transitions = transitions
         self._expiry = expiry
         self._warm_pool = warm_pool
+        self._packages = packages
         self._directory = directory
         self._journal = journal
         self._background = background
@@ -106,6 +109,8 @@ class Reconciler:
         alive = await self._store.alive()
         observed = await self._engine.observe()
         recorded = await self._store.pods()
+        if not observed.keys() & recorded.keys():
+            self._packages.forget()  # nothing of this home holds the store, so others may take out of it what they like
         pod_of = {pod.sandbox_id: pod for pod in recorded.values() if pod.sandbox_id is not None}
         for sandbox in alive:
             if self._transitions.is_moving(sandbox.id):

@@ -224,8 +224,9 @@ def place(environment: Path, digest: str, request: dict[str, Any]) -> None:
         directory.mkdir(exist_ok=True)
     fresh = STORE / f".new-{digest}"
     for left in STORE.glob(".new-*"):
-        if left == fresh or time.time() - left.stat().st_mtime > LEFT_BEHIND_S:
-            shutil.rmtree(left)
+        with suppress(FileNotFoundError):  # others that install rename theirs, and remove what is left behind too
+            if left == fresh or time.time() - left.stat().st_mtime > LEFT_BEHIND_S:
+                shutil.rmtree(left, ignore_errors=left != fresh)
     shutil.rmtree(STORE / digest, ignore_errors=True)  # complete ones have a marker, and then nobody comes here
     size = _copy_tree(environment, fresh, pool)
     (fresh / KEPT_LOCK).mkdir()

@@ -12,6 +12,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 REQUEST = Path("/run/sandgate/removal.json")
@@ -52,16 +53,18 @@ def sweep_pool() -> None:
     """Files that no installation has any more. An installer that just found one there still has what it took."""
     for folder in (STORE / ".files").glob("??"):
         for file in folder.iterdir():
-            if file.stat().st_nlink == 1:
-                file.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another removal was faster
+                if file.stat().st_nlink == 1:
+                    file.unlink()
 
 
 def regular_files(directory: Path) -> Iterator[os.stat_result]:
     for folder, _, names in os.walk(directory):
         for name in names:
-            found = os.lstat(os.path.join(folder, name))
-            if stat.S_ISREG(found.st_mode):
-                yield found
+            with suppress(FileNotFoundError):
+                found = os.lstat(os.path.join(folder, name))
+                if stat.S_ISREG(found.st_mode):
+                    yield found
 
 
 if __name__ == "__main__":

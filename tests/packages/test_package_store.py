@@ -51,6 +51,42 @@ async def test_an_installation_outlives_the_process_that_made_it(engine: InMemor
     assert await store_on(engine).is_installed(PACKAGE)
 
 
+async def test_what_others_may_have_removed_is_looked_for_again(engine: InMemoryEngine) -> None:
+    store = store_on(engine)
+    await store.ensure("acme", PACKAGE)
+    engine.jobs.shared.clear()
+    assert await store.is_installed(PACKAGE)
+    store.forget()
+    await store.ensure("acme", PACKAGE)
+    assert len(engine.jobs.started) == 2
+
+
+async def test_a_package_is_resolved_anew_beside_what_is_installed(engine: InMemoryEngine) -> None:
+    store = store_on(engine)
+    await store.ensure("acme", PACKAGE)
+    files = engine.jobs.shared["mcp-store"]
+    files[f"{PACKAGE.digest}/.sandgate-lock/requirements.txt"] = b"dependency==1\n"
+
+    async def resolve(spec: JobSpec, report: Report) -> JobOutcome:
+        given = {file.path: file.content for file in spec.files}
+        if (removal := given.get("/run/sandgate/removal.json")) is not None:
+            for digest in json.loads(removal)["digests"]:
+                del files[f"{digest}/.sandgate-lock/requirements.txt"]
+            return JobOutcome(exit_code=0, output='{"bytes": 0}\n')
+        asked = json.loads(given["/run/sandgate/package.json"])
+        assert asked["lock"] is None
+        assert not any(path.startswith("/run/sandgate/lock/") for path in given)
+        files[f"{asked['digest']}/.sandgate-lock/requirements.txt"] = b"dependency==2\n"
+        return JobOutcome(exit_code=0, output="installed\n")
+
+    engine.jobs.program = resolve
+    locked = PACKAGE.model_copy(update={"lock": f"sha256:{'0' * 64}"})
+    for package in (PACKAGE, locked):
+        assert await store.resolve("acme", package) == {"requirements.txt": b"dependency==2\n"}
+    assert await store.lock_of(PACKAGE) == {"requirements.txt": b"dependency==1\n"}
+    assert len(files) == 2
+
+
 async def test_all_who_need_a_package_at_once_ask_for_one_job(engine: InMemoryEngine) -> None:
     async with asyncio.TaskGroup() as group:
         for _ in range(3):

@@ -70,6 +70,12 @@ def test_a_look_at_what_it_would_free_changes_nothing(remover: ModuleType, capsy
     assert files_of(remover.STORE) == before
 
 
+def test_a_removal_that_another_one_overtakes_goes_on(remover: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    (remover.STORE / ".files" / "aa" / "gone").symlink_to("nowhere")
+    assert run(remover, capsys, "old", remove=True) == 1000
+    assert not (remover.STORE / ".files" / "aa" / "own").exists()
+
+
 @pytest.fixture
 def engine() -> InMemoryEngine:
     engine = InMemoryEngine({"image:1": {}})

@@ -9,6 +9,7 @@ import pytest
 
 from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Pod, PodSpec
+from app.engines.jobs import JobOutcome, JobSpec, Report
 from app.errors import (
     Conflict,
     EngineAway,
@@ -113,6 +114,32 @@ async def test_a_killed_sandbox_is_gone_at_once_and_its_pod_soon(
         with pytest.raises(NotFound):
             await verb(control_plane.team_id, sandbox.id)
     await until_nothing_is_left(engine, control_plane)
+
+
+async def test_packages_that_others_removed_while_no_pod_held_them_are_installed_again(
+    start_control_plane: StartControlPlane, engine: InMemoryEngine
+) -> None:
+    store = engine.jobs.shared.setdefault("mcp-store", {})
+
+    async def install(spec: JobSpec, report: Report) -> JobOutcome:
+        store[f".installed/{spec.name.removeprefix('install-')}.json"] = b"{}"
+        return JobOutcome(exit_code=0, output="installed\n")
+
+    engine.jobs.program = install
+    async with start_control_plane(sweep_interval_s=0.01) as control_plane:
+
+        async def create_and_kill() -> None:
+            view = await control_plane.service.create(control_plane.team_id, request(mcp={"time": {}}))
+            await control_plane.service.kill(control_plane.team_id, view.sandbox.id)
+            await until_nothing_is_left(engine, control_plane)
+
+        for _ in range(3):
+            await create_and_kill()
+        assert len(engine.jobs.started) == 1
+        store.clear()
+        async with asyncio.timeout(BOUND_S):
+            while len(engine.jobs.started) == 1:
+                await create_and_kill()
 
 
 async def test_another_teams_sandbox_is_not_found(control_plane: ControlPlane) -> None:
