@@ -52,8 +52,8 @@ async def opened_trials(settings: Settings) -> AsyncIterator[Tools]:
         engine = make_engine(settings, tags, suffix=_TRIALS)
         try:
             await engine.remove_installation()  # what a process that was killed left
-            await engine.prepare()
             try:
+                await engine.prepare()
                 yield Tools(engine, make_packages(settings, engine, tags))
             finally:
                 await engine.remove_installation()
