@@ -330,6 +330,22 @@ def test_a_value_that_is_plainly_nobodys_stays(value: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "stays"),
+    [
+        ("AWS_REGION", "eu-west-1", True),
+        ("LLM_MODEL", "anthropic/claude", True),
+        ("TZ", "Europe/Berlin", True),
+        ("AUTH_MODE", "hunter2", False),
+        ("ACME_MODE", CREDENTIAL, False),
+    ],
+)
+def test_a_word_stays_under_a_name_that_asks_for_no_more(name: str, value: str, stays: bool) -> None:
+    definition = only(client(command="npx", args=["acme@1.0.0"], env={name: value}), "mcp-servers")
+    assert (value in definition.model_dump_json()) is stays
+    assert bool(definition.secrets) is not stays
+
+
+@pytest.mark.parametrize(
     ("name", "value", "options", "sent"),
     [
         ("Cookie", "session=hunter2", {"cookie": "c"}, "c"),

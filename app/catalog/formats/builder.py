@@ -32,6 +32,10 @@ _HARMLESS = re.compile(
     re.IGNORECASE,
 )
 """Switches, numbers, versions and dates, levels, modes, media types, addresses of services."""
+_HARMLESS_NAME = re.compile(
+    r"(^|_)(region|zone|mode|level|lang|language|locale|env|environment|format|model|provider|tz|timezone|type|driver)$"
+)
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/:-]{0,63}")
 
 
 def looks_secret(name: str, value: object = "") -> bool:
@@ -53,9 +57,13 @@ def is_secret_beside(name: str, text: str) -> bool:
     )
 
 
-def is_harmless(value: str) -> bool:
-    """Whether a value is nobody's: a switch, a number, a level, the address of a service and no more."""
-    return _HARMLESS.fullmatch(value.strip()) is not None
+def is_harmless(value: str, name: str = "") -> bool:
+    """Whether a value is nobody's: a switch, a number, a level, the address of a service, or a word under a name that
+    asks for no more, such as AWS_REGION."""
+    plain = value.strip()
+    if _HARMLESS_NAME.search(name.replace("-", "_").lower()) and _PLAIN_WORD.fullmatch(plain):
+        return not looks_secret(name, plain)
+    return _HARMLESS.fullmatch(plain) is not None
 
 
 def is_placeholder(value: str) -> bool:

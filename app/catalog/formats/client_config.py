@@ -218,7 +218,7 @@ class _Reader:
                     self._builder.set_env(name, self._words(value))
             elif is_placeholder(value):
                 self._builder.set_env(name, self._builder.setting(name))
-            elif is_harmless(value):
+            elif is_harmless(value, name):
                 self._builder.set_env(name, self._builder.setting(name, {"default": value}))
             else:
                 self._ask_for(name, value)
@@ -277,7 +277,7 @@ class _Reader:
         description = str(asked.get("description") or "")
         value = asked.get("default", default)
         # What a file shows to everybody whom it asks is no secret; what stands in for a variable may be.
-        taken_over = not value or is_harmless(str(value)) or "default" in asked
+        taken_over = not value or is_harmless(str(value), name) or "default" in asked
         if asked.get("password") or looks_secret(name, value or "") or not taken_over:
             if value:
                 self._tell_dropped(name)
