@@ -232,6 +232,8 @@ def test_a_command_that_eats_memory_ends_alone(workspace: Sandbox) -> None:
 
 def test_a_sandbox_full_of_processes_harms_no_other(installation: Installation, other: dict[str, Any]) -> None:
     created = installation.create(mcp={"time": {}})
+    # Its start is not what is tried here, and a thousand forks take the time that it has.
+    assert installation.states(created["sandboxID"]) == {"time": "ready"}
     full = installation.sdk(created["sandboxID"])
     full.files.write("/tmp/grow.py", GROW)
     growing = full.commands.run("python3 /tmp/grow.py", background=True)
