@@ -149,6 +149,10 @@ def _look(api: docker.APIClient, name: str) -> tuple[Mapping[str, Any] | None, s
         output = api.logs(name, stdout=True, stderr=True, tail=_OUTPUT_LINES)
     except NotFound:
         return None, ""
+    except APIError as error:
+        if error.status_code != 409:  # somebody is removing it
+            raise
+        return None, ""
     return state, output.decode(errors="replace")
 
 
