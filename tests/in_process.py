@@ -84,6 +84,7 @@ class StartControlPlane(Protocol):
         warm: int = 0,
         warm_template: str = "base",
         sweep_interval_s: float = 15,
+        prepare_interval_s: float = 300,
     ) -> AbstractAsyncContextManager[ControlPlane]:
         """On the fixture's engine, or on another one; `own_servers` holds definitions beside the shipped ones, `warm`
         is the number of pods of `warm_template` that wait."""
@@ -118,6 +119,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         warm: int = 0,
         warm_template: str = "base",
         sweep_interval_s: float = 15,
+        prepare_interval_s: float = 300,
     ) -> AsyncIterator[ControlPlane]:
         database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
         await database.migrate()
@@ -169,6 +171,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 now=clock,
                 listen_deadline_s=listen_deadline_s,
                 sweep_interval_s=sweep_interval_s,
+                prepare_interval_s=prepare_interval_s,
             )
             ready = asyncio.Event()
             running = asyncio.create_task(sandboxes.reconciler.run(ready))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -425,7 +426,8 @@ class DockerEngine:
 
         def remove(api: docker.APIClient) -> None:
             for volume in self._pod_volumes(api):
-                remove_volume(api, volume)
+                with suppress(APIError):  # one that the engine does not let go must keep no pod from starting
+                    remove_volume(api, volume)
 
         await self._client.call(remove, doing="remove volumes without a pod")
 

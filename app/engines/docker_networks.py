@@ -26,7 +26,7 @@ from app.engines.network_guard import AllowedTarget, GuardNames, HostFacts
 from app.engines.pod_addresses import PodAddresses, split_subnet
 from app.engines.pod_rules import PodRules
 from app.engines.pod_ruleset import HostView
-from app.errors import EngineNotPrepared
+from app.errors import EngineNotPrepared, EngineOutOfSpace, EngineUnavailable
 
 _TAKEN = "ool overlaps with other one"
 """What the engine says of a subnet that another network has, with a large P or a small one."""
@@ -58,7 +58,20 @@ class DockerNetworks:
         )
 
     async def prepare(self) -> None:
-        """Make the networks that are missing and set the rules anew. Raises: EngineError if pods would be unguarded."""
+        """Make the networks that are missing and set the rules anew.
+
+        Raises: EngineError if pods would be unguarded. Unless the engine is only away or full, and starts nothing
+        anyway, there is no network for any pod from then on, until this succeeds.
+        """
+        try:
+            await self._prepare()
+        except (EngineUnavailable, EngineOutOfSpace):
+            raise
+        except Exception:
+            self._sysctls = None
+            raise
+
+    async def _prepare(self) -> None:
         facts = await self._survey()
         await self._client.call(lambda api: self._make_networks(api, facts), doing="make the sandboxes' networks")
         names = self._names
@@ -98,7 +111,7 @@ class DockerNetworks:
             addresses.release(pod_id)
 
     def for_pod(self, *, egress: bool) -> PodNetwork:
-        """With any address. Raises: EngineNotPrepared before `prepare`, so that no pod ever starts unguarded."""
+        """With any address. Raises: EngineNotPrepared unless `prepare` was done: no pod ever starts unguarded."""
         if self._sysctls is None:
             raise EngineNotPrepared
         if egress:

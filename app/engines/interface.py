@@ -174,7 +174,8 @@ class Engine(Protocol):
     async def prepare(self) -> None:
         """Make what all pods share (networks and the rules that confine them) and clear what a cut-off stop left.
 
-        Before the first start, and again whenever the rules may be lost. Safe to repeat while pods run.
+        Before the first start, and again whenever the rules may be lost. Safe to repeat while pods run. Raises:
+        EngineError if pods would be unguarded; none is started from then on, until this succeeds.
         """
         ...
 

@@ -51,6 +51,7 @@ def make_sandboxes(
     now: Callable[[], datetime],
     listen_deadline_s: float = 20.0,
     sweep_interval_s: float = 15.0,
+    prepare_interval_s: float = 300.0,
 ) -> Sandboxes:
     """`listen_deadline_s` is how long agent and gateway of a started pod may take to listen."""
     gateways = GatewayClient(http)
@@ -97,6 +98,7 @@ def make_sandboxes(
         journal=journal,
         background=background,
         sweep_interval_s=sweep_interval_s,
+        prepare_interval_s=prepare_interval_s,
     )
     service = SandboxService(
         store=store,

@@ -75,6 +75,10 @@ class PodStarter:
         """The engine's networks and their guard are in place: pods may be started."""
         self._prepared.set()
 
+    def engine_unprepared(self) -> None:
+        """They cannot be set any more, so no pod may be started."""
+        self._prepared.clear()
+
     @property
     def is_prepared(self) -> bool:
         return self._prepared.is_set()

@@ -15,7 +15,7 @@ from dataclasses import replace
 import structlog
 
 from app.engines.interface import Engine, Pod
-from app.errors import EngineError, EngineUnavailable
+from app.errors import EngineError, EngineOutOfSpace, EngineUnavailable
 from app.packages import PackageStore
 from app.sandboxes.background import Background
 from app.sandboxes.directory import Directory
@@ -28,7 +28,6 @@ from app.sandboxes.store import Store
 from app.sandboxes.transitions import Transitions
 from app.sandboxes.warm_pool import WarmPool
 
-_PREPARE_INTERVAL_S = 300.0
 _ADOPT_WAIT_S = 5.0
 
 _log = structlog.get_logger()
@@ -48,6 +47,7 @@ class Reconciler:
         journal: Journal,
         background: Background,
         sweep_interval_s: float = 15.0,
+        prepare_interval_s: float = 300.0,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -59,8 +59,11 @@ class Reconciler:
         self._journal = journal
         self._background = background
         self._sweep_interval_s = sweep_interval_s
+        self._prepare_interval_s = prepare_interval_s
         self._swept = asyncio.Event()
         """The first sweep is over, well or not."""
+        self._removing: set[str] = set()
+        """Pods without a row."""
 
     async def run(self, ready: asyncio.Event) -> None:
         """Work until cancelled; pods are left as they are at the end.
@@ -73,6 +76,7 @@ class Reconciler:
         async with self._background:
             spawn = self._background.spawn
             spawn(self._adopt_and_sweep(), "sweep")
+            spawn(self._keep_prepared(), "prepare")
             spawn(self._expiry.run(), "expire")
             spawn(self._transitions.make_tools_searchable(), "make remembered tools searchable")
             with suppress(TimeoutError):
@@ -84,25 +88,51 @@ class Reconciler:
     # -- adopting and sweeping --------------------------------------------------------------------------------------
 
     async def _adopt_and_sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        prepare_at = loop.time()
         while True:
             try:
-                try:
-                    await self._sweep()
-                finally:
-                    self._swept.set()
-                if loop.time() >= prepare_at:
-                    # Again and again, because whoever flushes the host's packet filter takes the guard's rules along.
-                    await self._engine.prepare()
-                    self._transitions.starter.engine_prepared()
-                    prepare_at = loop.time() + _PREPARE_INTERVAL_S
-                    await self._engine.remove_lost_runs()
+                await self._sweep()
             except EngineError as error:
                 _log.warning("engine_unavailable", reason=str(error))
             except Exception:  # noqa: BLE001 - a full disk or a database that is away for a while must not end the sweep
                 _log.exception("sweep_failed")
-            await asyncio.sleep(self._sweep_interval_s if self._transitions.starter.is_prepared else 1.0)
+            finally:
+                self._swept.set()
+            await asyncio.sleep(self._retry_s)
+
+    async def _keep_prepared(self) -> None:
+        """Prepare the engine again and again: whoever flushes the host's packet filter takes the guard's rules along.
+
+        Apart from the sweep, so that nothing that cannot be swept keeps sandboxes from being started.
+        """
+        starter = self._transitions.starter
+        while True:
+            is_done = False
+            try:
+                await self._engine.prepare()
+                is_done = True
+            except (EngineUnavailable, EngineOutOfSpace) as error:
+                # Nothing starts on such an engine, and whoever tries is told the same.
+                _log.warning("engine_unavailable", reason=str(error))
+            except EngineError as error:
+                starter.engine_unprepared()
+                _log.error("guard_not_in_place", reason=str(error))
+            except Exception:  # noqa: BLE001 - as above
+                starter.engine_unprepared()
+                _log.exception("guard_not_in_place")
+            if is_done:
+                starter.engine_prepared()
+                await self._remove_lost_runs()
+            await asyncio.sleep(self._prepare_interval_s if is_done else self._retry_s)
+
+    async def _remove_lost_runs(self) -> None:
+        try:
+            await self._engine.remove_lost_runs()
+        except EngineError as error:
+            _log.warning("lost_runs_not_removed", reason=str(error))
+
+    @property
+    def _retry_s(self) -> float:
+        return self._sweep_interval_s if self._transitions.starter.is_prepared else 1.0
 
     async def _sweep(self) -> None:
         """Hold rows against pods: adopt, fail what died, finish what was begun, remove what nobody wants."""
@@ -124,19 +154,25 @@ class Reconciler:
         for pod_id in observed.keys() - recorded.keys():
             if VOLUME_LABEL in observed[pod_id].labels:
                 continue  # the pod of a volume, which its own room looks after
-            _log.warning("pod_without_row_removed", pod_id=pod_id)
-            try:
-                await self._engine.stop(pod_id)
-            except EngineUnavailable:
-                raise
-            except EngineError as error:
-                _log.warning("pod_not_removed", pod_id=pod_id, reason=str(error))
+            if pod_id not in self._removing:
+                self._removing.add(pod_id)
+                self._background.spawn(self._remove(pod_id), f"remove pod {pod_id}")
         await self._warm_pool.sweep(recorded, observed)
         for sandbox_id in await self._store.to_stop():
             self._transitions.stop_soon(sandbox_id)
         for sandbox_id in self._transitions.unenforced:
             self._background.spawn(self._transitions.enforce_again(sandbox_id), f"enforce rules of {sandbox_id}")
         await self._transitions.remove_unused_images()
+
+    async def _remove(self, pod_id: str) -> None:
+        """A pod that no row wants; if it does not go, the next sweep tries again."""
+        _log.warning("pod_without_row_removed", pod_id=pod_id)
+        try:
+            await self._engine.stop(pod_id)
+        except EngineError as error:
+            _log.warning("pod_not_removed", pod_id=pod_id, reason=str(error))
+        finally:
+            self._removing.discard(pod_id)
 
     async def _adopt_seen(self, sandbox_id: str, pod: PodRecord, seen: Pod | None) -> None:
         """Take up a sandbox whose pod was seen as its row says; as a move, because it may be told to stop meanwhile."""

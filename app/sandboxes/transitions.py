@@ -423,16 +423,21 @@ class Transitions:
                 if pod is not None:
                     await self._engine.stop(pod.id)
                 await self._store.mark_stopped(sandbox_id, self._now())
-                await self.remove_unused_images()
         self._stopping.discard(sandbox_id)
         self._moves.forget(sandbox_id)
         self._journal.record(sandbox_id, "Stopped.")
         _log.info("sandbox_stopped", sandbox_id=sandbox_id)
+        await self.remove_unused_images()
 
     async def remove_unused_images(self) -> None:
         """What forks were made from goes with the last of them. An image that something still needs stays for now."""
         for image in await self._store.unused_fork_images():
-            if await self._engine.remove_image(image):
+            try:
+                is_gone = await self._engine.remove_image(image)
+            except EngineError as error:
+                _log.warning("fork_image_not_removed", image=image, reason=str(error))
+                continue
+            if is_gone:
                 await self._store.forget_fork_image(image)
 
     # -- one at a time ----------------------------------------------------------------------------------------------

@@ -206,6 +206,30 @@ async def test_preparing_fails_with_the_reason_when_the_rules_cannot_be_set(
         docker_api.remove_image(image, force=True)
 
 
+async def test_no_pod_starts_once_the_rules_cannot_be_set_any_more(
+    docker_api: docker.APIClient, base_image: str
+) -> None:
+    image = f"sandgate-test/guard:{os.getpid()}"
+    repository, _, tag = image.partition(":")
+    engine = DockerEngine(f"{INSTALLATION}-disarmed", guard_image=image)
+    spec = PodSpec(pod_id="late", containers=(container(base_image),))
+    try:
+        docker_api.tag(base_image, repository, tag)
+        await engine.prepare()
+        docker_api.remove_image(image)
+        with pytest.raises(ImageMissing):
+            await engine.prepare()
+        with pytest.raises(EngineError, match="not prepared"):
+            await engine.start(spec)
+        docker_api.tag(base_image, repository, tag)
+        await engine.prepare()
+        await engine.start(spec)
+    finally:
+        await engine.remove_installation()
+        await engine.aclose()
+        docker_api.remove_image(image)
+
+
 async def test_removing_an_installation_leaves_no_network_and_no_rule(
     docker_api: docker.APIClient, base_image: str
 ) -> None:
