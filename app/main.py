@@ -20,7 +20,7 @@ from app.api.dependencies import Parts, SettingsOfApi
 from app.catalog import Catalog
 from app.catalog.importing import CatalogImporter
 from app.catalog.sources import SourceStore
-from app.database import Database
+from app.database import Database, DatabaseUnusableError, claim_database
 from app.edge.edge import Edge
 from app.engines.docker_engine import DockerEngine
 from app.engines.images import ImageTags, image_tags
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from app.edge.workers import EdgeWorkers
 
 _FIRST_KEY_FILE = "api-key"
+_INSTALLATION_FILE = "installation"
 
 _log = structlog.get_logger()
 
@@ -169,11 +170,25 @@ async def check_start(settings: Settings) -> None:
     """
     _check_egress_allow(settings)
     async with opened_database(settings) as database:
+        await _check_owner(database, settings)
         await check_stored_secrets(database, make_vault(settings))
     if settings.sandbox_domain is not None and settings.tls_port is not None:
         from app.tls import check_certificate  # noqa: PLC0415 - as above
 
         check_certificate(settings, domain=settings.sandbox_domain)
+
+
+async def _check_owner(database: Database, settings: Settings) -> None:
+    """One home's server gives up the sandboxes of every other one, whose pods it cannot see."""
+    name, home = installation_name(settings.home), settings.home
+    owner = await claim_database(database, name)
+    if owner != name:
+        raise DatabaseUnusableError(
+            f"The database {database.name} belongs to the installation {owner}, and {home} is the installation {name}:"
+            " each would destroy the sandboxes of the other. Set SANDGATE_HOME to the home of that one, or"
+            f" SANDGATE_DATABASE_URL to another database; if that home is lost, write {owner} into"
+            f" {home / _INSTALLATION_FILE}, and what it had goes on here."
+        )
 
 
 def public_url(settings: Settings) -> str:
@@ -234,11 +249,11 @@ def make_packages(settings: Settings, engine: Engine, tags: ImageTags) -> Packag
 
 def installation_name(home: Path) -> str:
     """Tells the pods of this installation from those of another on the same engine; made at first start."""
-    file = home / "installation"
+    file = home / _INSTALLATION_FILE
     if not file.exists():
         home.mkdir(parents=True, exist_ok=True)
         write_file(file, os.urandom(4).hex().encode())
-    return file.read_text()
+    return file.read_text().strip()
 
 
 async def ensure_first_key(accounts: Accounts, home: Path) -> str:

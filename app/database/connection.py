@@ -42,6 +42,11 @@ class Database:
             event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin)
 
+    @property
+    def name(self) -> str:
+        """For a person: its URL, without a password."""
+        return self._url.render_as_string(hide_password=True)
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Commit on a normal end, roll back on an exception. Never await the network, or another one, inside."""
@@ -75,8 +80,7 @@ class Database:
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             # SQLAlchemy's own text goes on with the statement and a link.
             reason = error.orig if isinstance(error, DBAPIError) else error
-            name = self._url.render_as_string(hide_password=True)
-            raise DatabaseUnusableError(f"The database {name} cannot be used: {reason}.") from error
+            raise DatabaseUnusableError(f"The database {self.name} cannot be used: {reason}.") from error
 
 
 def _upgrade(connection: Connection) -> None:

@@ -46,6 +46,14 @@ metadata = MetaData(
     }
 )
 
+installations = Table(
+    "installations",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(32), nullable=False),
+)
+"""One row: whose the database is."""
+
 teams = Table(
     "teams",
     metadata,
