@@ -15,6 +15,8 @@ from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from app.edge.stalls import StallWatch
+
 _HEAD_LIMIT = 256 * 1024
 """Most bytes before the end of a response head, interim responses included: a pod is not trusted."""
 _BUFFER_LIMIT = 128 * 1024
@@ -41,8 +43,10 @@ class ResponseHead:
 class Connection(asyncio.Protocol):
     """Carries one exchange at a time: `start`, `write` and `drain`; `head`, then `read` until nothing more comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, stall_s: float | None = None) -> None:
+        """`stall_s` is how long a `drain` waits at most for a pod that takes nothing."""
         self._transport: asyncio.Transport
+        self._stall_s = stall_s
         self._closed = False
         self._writable: asyncio.Future[None] | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -87,7 +91,7 @@ class Connection(asyncio.Protocol):
     async def drain(self) -> None:
         """Returns once the pod has taken enough of what was written. Raises: ConnectionBrokenError."""
         if self._writable is not None:
-            await self._writable
+            await self._until_writable(self._writable)
         if self._closed:
             raise self._error or ConnectionBrokenError("closed")
 
@@ -206,6 +210,16 @@ class Connection(asyncio.Protocol):
             self._keep_alive = cast(HttpResponseParser, self._parser).should_keep_alive()
 
     # Waiting
+
+    async def _until_writable(self, writable: asyncio.Future[None]) -> None:
+        if self._stall_s is None:
+            await writable
+            return
+        watch = StallWatch(self._transport, self._stall_s, lambda: self._fail("nothing more was taken"))
+        try:
+            await writable
+        finally:
+            watch.end()
 
     async def _more(self) -> None:
         self._reader = asyncio.get_running_loop().create_future()

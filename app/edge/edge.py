@@ -17,6 +17,7 @@ from app.edge.exchange import Exchange
 from app.edge.open_counts import NobodyElse, OpenCounts
 from app.edge.pool import Pool
 from app.edge.routing import Asleep, Route, Router
+from app.edge.stalls import STALL_S
 from app.edge.waking import Resume, Waker
 from app.edge.websocket import WebSocketExchange
 
@@ -41,16 +42,19 @@ class Edge:
         sandbox_domain: str | None,
         resume: Resume,
         counts: OpenCounts | None = None,
+        stall_s: float = STALL_S,
     ) -> None:
         """Args:
         sandbox_domain: as in the setting of that name; without one, hosts are not looked at.
         resume: is called when traffic comes for a paused sandbox that it may resume.
         counts: what processes on the same port have open together; None if there are no others.
+        stall_s: how long a pod may take nothing of what a client sends on.
         """
         self._api = api
         self._router = Router(directory, sandbox_domain=sandbox_domain)
         self._dialler = Dialler()
-        self._pool = Pool(self._dialler)
+        self._pool = Pool(self._dialler, stall_s=stall_s)
+        self._stall_s = stall_s
         self._waker = Waker(resume, self._spawn)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._open: dict[str, set[_Life]] = {}
@@ -141,7 +145,9 @@ class Edge:
     def _exchange(self, route: Route, scope: Scope, receive: Receive, send: Send) -> Exchange | WebSocketExchange:
         if scope["type"] == "http":
             return Exchange(scope, receive, send, route=route, pool=self._pool, spawn=self._spawn)
-        return WebSocketExchange(scope, receive, send, route=route, dialler=self._dialler, spawn=self._spawn)
+        return WebSocketExchange(
+            scope, receive, send, route=route, dialler=self._dialler, spawn=self._spawn, stall_s=self._stall_s
+        )
 
     def _end(self, sandbox_id: str, reason: Refusal) -> None:
         for life in self._open.pop(sandbox_id, ()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from functools import partial
 
 from app.edge.connection import Connection
 from app.edge.dialling import Dialler, Key
@@ -16,8 +17,9 @@ _IDLE_PER_PORT = 64
 
 
 class Pool:
-    def __init__(self, dialler: Dialler, *, idle_s: float = IDLE_S) -> None:
+    def __init__(self, dialler: Dialler, *, idle_s: float = IDLE_S, stall_s: float | None = None) -> None:
         self._dialler = dialler
+        self._make_connection = partial(Connection, stall_s)
         self._idle_s = idle_s
         self._idle: defaultdict[Key, list[tuple[Connection, asyncio.TimerHandle]]] = defaultdict(list)
 
@@ -35,7 +37,7 @@ class Pool:
 
     async def connect(self, route: Route) -> Connection:
         """Raises: PortClosedError."""
-        return await self._dialler.connect(Connection, route)
+        return await self._dialler.connect(self._make_connection, route)
 
     def give_back(self, key: Key, connection: Connection) -> None:
         """Keeps the connection if its exchange ended well, closes it otherwise."""

@@ -18,6 +18,7 @@ from app.edge.dialling import Dialler, PortClosedError
 from app.edge.exchange import Spawn
 from app.edge.heads import HOP_BY_HOP, NOT_FOR_SERVICES, Headers, masked_host, named_by_connection
 from app.edge.routing import Route
+from app.edge.stalls import StallWatch
 
 _HANDSHAKE_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
@@ -37,7 +38,15 @@ class WebSocketExchange:
     """Carries one WebSocket. Dials the pod itself, because the library's `connect` would follow a pod's redirects."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, *, route: Route, dialler: Dialler, spawn: Spawn
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        route: Route,
+        dialler: Dialler,
+        spawn: Spawn,
+        stall_s: float,
     ) -> None:
         self._scope = scope
         self._receive = receive
@@ -45,6 +54,7 @@ class WebSocketExchange:
         self._route = route
         self._dialler = dialler
         self._spawn = spawn
+        self._stall_s = stall_s
         self._pod: ClientConnection | None = None
         self._accepted = False
         self._over = False
@@ -103,7 +113,7 @@ class WebSocketExchange:
             query=self._scope["query_string"].decode("latin-1"),
         )
         protocol = ClientProtocol(uri, subprotocols=self._scope["subprotocols"] or None, max_size=_MESSAGE_LIMIT)
-        return ClientConnection(protocol, ping_interval=None, close_timeout=_CLOSE_TIMEOUT_S, max_queue=4)
+        return _PodSide(protocol, self._stall_s)
 
     def _host(self) -> tuple[str, int]:
         """What the client sent as `Host`, unless it is masked; from it the library makes the pod's."""
@@ -174,6 +184,32 @@ class WebSocketExchange:
             return
         code = message["code"]
         await pod.close(1000 if code == _NO_STATUS else code, message["reason"] or "")
+
+
+class _PodSide(ClientConnection):
+    """Aborts itself when somebody waits to send and the pod takes nothing."""
+
+    def __init__(self, protocol: ClientProtocol, stall_s: float) -> None:
+        super().__init__(protocol, ping_interval=None, close_timeout=_CLOSE_TIMEOUT_S, max_queue=4)
+        self._stall_s = stall_s
+        self._watch: StallWatch | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch = StallWatch(self.transport, self._stall_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._unwatch()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
 
 
 def _response_headers(answer: Response) -> Headers:

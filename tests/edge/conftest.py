@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import httpx
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.edge.edge import Edge
 from app.edge.http_protocol import HttpProtocol
+from app.edge.stalls import STALL_S
 from tests.edge.serving import Pod, Pods, Serving, answer, new_address, read_body, serving
 
 DOMAIN = "sbx.example.test"
@@ -61,9 +62,18 @@ def to(pod: Pod, port: int = 49983) -> dict[str, str]:
     return {"E2b-Sandbox-Id": pod.sandbox_id, "E2b-Sandbox-Port": str(port)}
 
 
+EdgeServer = tuple[Edge, Pods, Serving, asyncio.AbstractEventLoop]
+
+
 @pytest.fixture(scope="session")
-def edge_server() -> Iterator[tuple[Edge, Pods, Serving, asyncio.AbstractEventLoop]]:
+def edge_server() -> Iterator[EdgeServer]:
     """One edge for the whole run: what tests of one sandbox do must not show in another."""
+    with edge_serving() as served:
+        yield served
+
+
+@contextmanager
+def edge_serving(*, stall_s: float = STALL_S) -> Iterator[EdgeServer]:
     pods = Pods()
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -79,14 +89,20 @@ def edge_server() -> Iterator[tuple[Edge, Pods, Serving, asyncio.AbstractEventLo
         await read_body(receive)
         await answer(send, b"api " + scope["path"].encode())
 
-    edge = Edge(api, pods, sandbox_domain=f"{DOMAIN}:8443", resume=pods.resume)
+    edge = Edge(api, pods, sandbox_domain=f"{DOMAIN}:8443", resume=pods.resume, stall_s=stall_s)
     with serving(edge, http=HttpProtocol, ws="websockets-sansio", proxy_headers=False, loop="uvloop") as server:
         yield edge, pods, server, loops[0]
 
 
 @pytest.fixture
-def front(edge_server: tuple[Edge, Pods, Serving, asyncio.AbstractEventLoop]) -> Iterator[Front]:
-    edge, pods, server, loop = edge_server
+def front(edge_server: EdgeServer) -> Iterator[Front]:
+    with fronting(edge_server) as front:
+        yield front
+
+
+@contextmanager
+def fronting(served: EdgeServer) -> Iterator[Front]:
+    edge, pods, server, loop = served
     with ExitStack() as stack:
         yield Front(edge, pods, server, loop, stack)
     pods.clear()
