@@ -12,6 +12,7 @@
     │   ├── SandboxFailed        500
     │   ├── EngineAway           503   with Retry-After
     │   ├── TooBusy              503   with Retry-After
+    │   ├── DatabaseLocked       503   with Retry-After
     │   └── OutOfSpace           507
     └── EngineError                   from an engine to who moves sandboxes
         ├── EngineUnavailable         the engine does not answer
@@ -95,6 +96,13 @@ class TooBusy(Problem):
 
     status = 503
     retry_after_s = 10
+
+
+class DatabaseLocked(Problem):
+    """Something else keeps the database to itself."""
+
+    status = 503
+    retry_after_s = 5
 
 
 class OutOfSpace(Problem):

@@ -25,7 +25,7 @@ from app.catalog.formats import ReadCatalog, Refusal, read_document
 from app.catalog.merging import OWN, SHIPPED, ImportedCatalog, Shadowed
 from app.catalog.objections import Objection, objections_of
 from app.catalog.sources import Source, SourceStore, StoredCatalog, digest_of
-from app.errors import Conflict, InvalidRequest, NotFound
+from app.errors import Conflict, DatabaseLocked, InvalidRequest, NotFound
 
 _log = structlog.get_logger()
 
@@ -98,7 +98,8 @@ class CatalogImporter:
             try:
                 await self.reload()
             except Exception as error:  # noqa: BLE001 - whatever it is must not end the following of all changes to come
-                log = _log.warning if isinstance(error, SQLAlchemyError | OSError | CatalogError) else _log.exception
+                is_expected = isinstance(error, SQLAlchemyError | DatabaseLocked | OSError | CatalogError)
+                log = _log.warning if is_expected else _log.exception
                 log("catalog_reload_failed", reason=type(error).__name__)
 
     async def import_document(

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from app.errors import SandgateError
+from app.errors import DatabaseLocked, SandgateError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_PRIMARY_CODE = 0xFF
+"""The bits of SQLite's extended result codes that tell the kind."""
 
 
 class DatabaseUnusableError(SandgateError):
@@ -24,8 +27,11 @@ class DatabaseUnusableError(SandgateError):
 
 
 class Database:
-    def __init__(self, url: str) -> None:
-        """Raises: DatabaseUnusableError for a URL that names none; nothing is opened yet."""
+    def __init__(self, url: str, *, turn_s: float = 10.0, lock_s: float = 5.0) -> None:
+        """`turn_s` bounds the wait for other writers of this process, `lock_s` that for other processes; SQLite only.
+
+        Raises: DatabaseUnusableError for a URL that names none; nothing is opened yet.
+        """
         try:
             self._url = make_url(url)
             self._engine = create_async_engine(self._url)
@@ -34,12 +40,13 @@ class Database:
             raise DatabaseUnusableError(
                 "The database URL must look like postgresql+asyncpg://user@host/name."
             ) from error
-        self._writing: AbstractAsyncContextManager[Any] = nullcontext()
+        self._turn_s = turn_s
+        self._writing: asyncio.Lock | None = None
         if self._url.get_backend_name() == "sqlite":
             # Of SQLite's writers each polls for the lock on its own, and under load one is always the unlucky one. So
             # those of this process wait in line, and the driver's time limit is left for other processes.
             self._writing = asyncio.Lock()
-            event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
+            event.listen(self._engine.sync_engine, "connect", partial(_configure_sqlite, lock_s))
             event.listen(self._engine.sync_engine, "begin", _begin)
 
     @property
@@ -49,17 +56,25 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Commit on a normal end, roll back on an exception. Never await the network, or another one, inside."""
-        async with self._writing, self._engine.begin() as connection:
-            yield connection
+        """Commit on a normal end, roll back on an exception. Never await the network, or another one, inside.
+
+        Raises: DatabaseLocked.
+        """
+        with self._lock_told():
+            async with self._turn(), self._engine.begin() as connection:
+                yield connection
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """For statements that change nothing: SQLite lets any number of these go on beside the one that writes."""
-        async with self._engine.connect() as connection:
-            await connection.execution_options(sandgate_reads=True)
-            async with connection.begin():
-                yield connection
+        """For statements that change nothing: SQLite lets any number of these go on beside the one that writes.
+
+        Raises: DatabaseLocked.
+        """
+        with self._lock_told():
+            async with self._engine.connect() as connection:
+                await connection.execution_options(sandgate_reads=True)
+                async with connection.begin():
+                    yield connection
 
     async def migrate(self) -> None:
         """Bring the schema to the newest revision. Safe to repeat. Raises: DatabaseUnusableError."""
@@ -72,6 +87,39 @@ class Database:
 
     async def aclose(self) -> None:
         await self._engine.dispose()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Raises: DatabaseLocked, so that nobody waits for as long as all who wait for a lock before them together."""
+        if self._writing is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(self._turn_s):
+                await self._writing.acquire()
+        except TimeoutError:
+            raise self._locked() from None
+        try:
+            yield
+        finally:
+            self._writing.release()
+
+    @contextmanager
+    def _lock_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.OperationalError, OperationalError) as error:
+            # Of a BEGIN the driver's own error comes through, of all other statements SQLAlchemy's.
+            cause = error.orig if isinstance(error, OperationalError) else error
+            if getattr(cause, "sqlite_errorcode", 0) & _PRIMARY_CODE != sqlite3.SQLITE_BUSY:
+                raise
+            raise self._locked() from error
+
+    def _locked(self) -> DatabaseLocked:
+        return DatabaseLocked(
+            f"The database {Path(self._url.database or '').name} could not be used in time: something else keeps it"
+            " locked, such as a backup or a database shell, or its disk is too slow. Try again when that is over."
+        )
 
     @contextmanager
     def _errors_mapped(self) -> Iterator[None]:
@@ -97,14 +145,14 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
-def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
+def _configure_sqlite(lock_s: float, dbapi_connection: Any, _record: Any) -> None:
     # The driver must not open transactions by itself: it would not take the write lock at their beginning.
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.execute(f"PRAGMA busy_timeout={round(lock_s * 1000)}")
     # In KiB. Each of the connections would keep 2 MiB, of what the system's own cache of files holds as well.
     cursor.execute("PRAGMA cache_size=-256")
     cursor.close()

@@ -274,13 +274,20 @@ class SandboxService:
         )
         template = replace(source.template, image=image)
         # Recorded before the image is made, so that it goes with them whatever happens.
-        copies = [await self._record(team_id, request, template, fork_image=image) for _ in range(count)]
+        copies: list[_Recorded] = []
         try:
+            for _ in range(count):
+                copy = await self._record(team_id, request, template, fork_image=image)
+                copies.append(copy)
             await self._transitions.snapshot(sandbox_id, image)
-        except Problem as problem:
-            for copy in copies:
-                await self._store.ask_to_stop(copy.sandbox.id, failure=problem.message)
-                self._transitions.stop_soon(copy.sandbox.id)
+        except Exception as error:
+            failure = error.message if isinstance(error, Problem) else "The fork failed for an internal reason."
+            try:
+                for copy in copies:
+                    await self._store.ask_to_stop(copy.sandbox.id, failure=failure)
+            finally:
+                for copy in copies:
+                    self._transitions.stop_soon(copy.sandbox.id)  # also where the database is away, until it is back
             raise
         at_once = asyncio.Semaphore(_FORKS_AT_ONCE)
 

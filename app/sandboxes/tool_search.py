@@ -8,6 +8,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.catalog import Catalog
+from app.errors import DatabaseLocked
 from app.sandboxes.server_lists import tools_in
 from app.sandboxes.tool_memory import ToolMemory
 
@@ -38,7 +39,7 @@ class ToolSearch:
                 if found != revision:
                     await self.load()
                     revision = found
-            except (SQLAlchemyError, OSError) as error:
+            except (SQLAlchemyError, DatabaseLocked, OSError) as error:
                 _log.warning("tools_not_searchable", reason=type(error).__name__)
             await asyncio.sleep(self._interval_s)
 
