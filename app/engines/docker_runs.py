@@ -18,6 +18,7 @@ import docker
 from docker.errors import APIError
 from docker.types import LogConfig, Mount
 from docker.utils.socket import STDOUT, frames_iter
+from requests.exceptions import RequestException
 
 from app.engines import docker_pods
 from app.engines.docker_client import DockerClient
@@ -38,28 +39,45 @@ _GRACE_S = 30
 
 class DockerRuns:
     def __init__(
-        self, client: DockerClient, *, base_url: str | None, timeout_s: int, installation: str, runtime: str | None
+        self,
+        client: DockerClient,
+        *,
+        base_url: str | None,
+        timeout_s: int,
+        installation: str,
+        runtime: str | None,
+        at_once: int = _AT_ONCE,
     ) -> None:
         """`client` is for what takes no time."""
         self._client = client
-        self._long_client = DockerClient(base_url=base_url, max_workers=2 * _AT_ONCE, timeout_s=timeout_s)
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._long_client = DockerClient(base_url=base_url, max_workers=2 * at_once, timeout_s=timeout_s)
+        self._at_once = at_once
+        self._places = asyncio.Semaphore(at_once)
         self._installation = installation
         self._runtime = runtime
         self._running: dict[str, _Run] = {}
         """By the name of the container."""
         self._work: set[asyncio.Future[RunOutcome]] = set()
+        self._killing: set[asyncio.Task[None]] = set()
 
     async def run(self, pod_id: str, spec: RunSpec) -> RunOutcome:
         run = _Run(pod_id, spec)
         doing = f"run {spec.image} beside pod {pod_id}"
-        await self._places.acquire()
+        deadline = asyncio.get_running_loop().time() + spec.timeout_s
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._places.acquire()
+        except TimeoutError:
+            raise EngineError(
+                f"Could not {doing}: {self._at_once} programs run beside sandboxes, as many as may, and none ended"
+                f" within {spec.timeout_s:g} s."
+            ) from None
         self._running[run.name] = run
         work = self._long_client.submit(partial(self._carry_out, run=run), doing=doing, image=spec.image)
         self._work.add(work)
         work.add_done_callback(lambda done: self._over(run, done))
         try:
-            async with asyncio.timeout(spec.timeout_s):
+            async with asyncio.timeout_at(deadline):
                 return await asyncio.shield(work)
         except TimeoutError:
             self._end(run, "time-out")
@@ -86,6 +104,8 @@ class DockerRuns:
             self._end(run, None)
         if self._work:
             await asyncio.wait(self._work, timeout=_GRACE_S)
+        for killing in self._killing:
+            killing.cancel()
         await self._long_client.aclose()
 
     def _over(self, run: _Run, done: asyncio.Future[RunOutcome]) -> None:
@@ -99,8 +119,17 @@ class DockerRuns:
         if run.is_ended or run.is_over.is_set():
             return
         run.is_ended, run.ended_by = True, why
-        killing = self._long_client.submit(partial(_kill, run=run), doing=f"end {run.name}")
-        killing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        killing = asyncio.create_task(self._kill(run), name=f"end {run.name}")
+        self._killing.add(killing)
+        killing.add_done_callback(self._killing.discard)
+
+    async def _kill(self, run: _Run) -> None:
+        """Until it is over, however often the engine is away meanwhile."""
+        while not run.is_over.is_set():
+            try:
+                await self._long_client.submit(partial(_kill, run=run), doing=f"end {run.name}")
+            except EngineError:
+                await asyncio.sleep(_KILL_AGAIN_S)
 
     # What follows runs in a thread.
 
@@ -207,9 +236,9 @@ class _Run:
 
 
 def _kill(api: docker.APIClient, run: _Run) -> None:
-    """Again and again, because the container may be about to be made or started."""
+    """Again and again, because the container may be about to be made or started, or the connection may be cut."""
     while not run.is_over.is_set():
-        with suppress(APIError):
+        with suppress(APIError, RequestException):
             api.kill(run.name)
         run.is_over.wait(_KILL_AGAIN_S)
 

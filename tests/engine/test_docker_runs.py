@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from app.engines.docker_client import DockerClient
+from app.engines.docker_engine import DockerEngine
+from app.engines.docker_runs import DockerRuns
 from app.engines.interface import Limits, VolumeMount
 from app.engines.runs import MIB, RunOutcome, RunSpec
 from app.errors import EngineError
 from tests.engine.conftest import INSTALLATION
 from tests.engine.subjects import DockerSubject, container, pod, until
+from tests.engine_door import Door
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
 
@@ -117,6 +122,57 @@ async def test_nothing_is_left_of_a_run_however_early_it_is_cancelled(docker_sub
         return await left(docker_subject) == []
 
     await until(is_gone)
+
+
+class CutsOnce(Door):
+    """Cuts the first connection on which a request is made whose line holds this."""
+
+    def __init__(self, path: Path, request: bytes) -> None:
+        super().__init__(path)
+        self.has_cut = False
+        self._request = request
+
+    async def _let_through(self, sent: bytes) -> None:
+        if not self.has_cut and self._request in sent.partition(b"\r\n")[0]:
+            self.has_cut = True
+            raise OSError("cut")  # which ends both directions, and the task that carries them
+
+
+async def test_a_run_is_ended_at_its_time_out_although_a_connection_is_cut(
+    docker_subject: DockerSubject, base_image: str, tmp_path: Path
+) -> None:
+    door = CutsOnce(tmp_path / "engine.sock", b"/kill")
+    await door.open()
+    engine = DockerEngine(INSTALLATION, guard_image=base_image, base_url=door.url)
+    try:
+        outcome = await engine.run(POD, spec(docker_subject, "sleep", "60", timeout_s=2.0))
+        assert (outcome.exit_code, outcome.ended_by) == (137, "time-out")
+        assert door.has_cut
+    finally:
+        await engine.aclose()
+        await door.shut()
+
+
+async def test_a_run_that_finds_no_place_says_so_at_its_time_out(docker_subject: DockerSubject) -> None:
+    client = DockerClient(base_url=None, max_workers=2, timeout_s=45)
+    runs = DockerRuns(client, base_url=None, timeout_s=45, installation=INSTALLATION, runtime=None, at_once=1)
+    first = asyncio.create_task(runs.run(POD, spec(docker_subject, "sleep", "60")))
+
+    async def is_under_way() -> bool:
+        return len(await left(docker_subject)) == 1
+
+    await until(is_under_way)
+    with pytest.raises(
+        EngineError, match=r"1 programs run beside sandboxes, as many as may, and none ended within 0.1 s"
+    ):
+        await runs.run(POD, spec(docker_subject, "true", timeout_s=0.1))
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    outcome = await runs.run(POD, spec(docker_subject, "true"))
+    assert outcome.exit_code == 0
+    await runs.aclose()
+    await client.aclose()
 
 
 async def test_the_next_process_removes_what_a_killed_one_left_and_nothing_of_its_own(
