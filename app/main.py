@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.accounts import Accounts
 from app.api.application import make_api
@@ -26,7 +26,7 @@ from app.engines.docker_engine import DockerEngine
 from app.engines.images import ImageTags, image_tags
 from app.engines.interface import Engine, Limits
 from app.engines.network_guard import AllowedTarget
-from app.errors import Problem
+from app.errors import Problem, SandgateError
 from app.home import make_home, write_file
 from app.ids_and_time import utc_now
 from app.packages import PackageLocks, PackageStore
@@ -58,6 +58,10 @@ _FIRST_KEY_FILE = "api-key"
 _INSTALLATION_FILE = "installation"
 
 _log = structlog.get_logger()
+
+
+class StartError(SandgateError):
+    """A part of the control plane did not come up."""
 
 
 def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
@@ -154,10 +158,10 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
         await parts.service.resume_for_traffic(sandbox_id)
 
     api: FastAPI = make_api(lifespan)
-    front: ASGIApp = api
+    front = _telling_why(api)
     if workers is not None:
         directory.on_change(workers.tell)
-        front = workers.in_step(api)
+        front = workers.in_step(front)
     edge = Edge(front, directory, sandbox_domain=settings.sandbox_domain, resume=resume)
     directory.on_cut_off(edge.drop)
     return edge
@@ -278,15 +282,51 @@ def _check_egress_allow(settings: Settings) -> None:
 
 @asynccontextmanager
 async def _running(run: Callable[[asyncio.Event], Coroutine[Any, Any, None]], name: str) -> AsyncIterator[None]:
-    """Let something work in the background; it is ready then."""
+    """Let something work in the background; it is ready then. Raises: SandgateError if it ends before."""
     ready = asyncio.Event()
     task = asyncio.create_task(run(ready), name=name)
-    await ready.wait()
+    task.add_done_callback(lambda _: ready.set())
     try:
+        await ready.wait()
+        if task.done():
+            raise _start_error(task, name)
         yield
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+def _start_error(task: asyncio.Task[None], name: str) -> SandgateError:
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, SandgateError):
+        return error
+    reason = "it ended" if error is None else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return StartError(f"The {name} could not be started: {reason}")
+
+
+def _telling_why(api: ASGIApp) -> ASGIApp:
+    """Of a start that fails for a reason of ours uvicorn logs just that, not the traceback that the framework gives."""
+
+    async def told(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await api(scope, receive, send)
+            return
+        failed: list[Message] = []
+
+        async def keep_failure(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                failed.append(message)
+            else:
+                await send(message)
+
+        try:
+            await api(scope, receive, keep_failure)
+        except BaseException as error:
+            for message in failed:
+                await send({**message, "message": str(error)} if isinstance(error, SandgateError) else message)
+            raise
+
+    return told
 
 
 @asynccontextmanager
