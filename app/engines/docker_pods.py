@@ -179,18 +179,8 @@ def host_arguments(
         **confinement(container.limits, container.capabilities, new_privileges=container.new_privileges),
         "runtime": runtime,
         "log_config": LogConfig(type="json-file", config={"max-size": "1m", "max-file": "2"}),
-        "mounts": [
-            # Docker makes the volume with the first container that names it, so a volume of no container is a leftover.
-            Mount(
-                target=path,
-                source=volume_name(frame.pod_id, volume),
-                type="volume",
-                no_copy=True,
-                labels={INSTALLATION_LABEL: frame.installation, POD_LABEL: frame.pod_id},
-                driver_config=DriverConfig("local", _VOLUME_OPTIONS),
-            )
-            for volume, path in container.volumes.items()
-        ]
+        "mounts": [_pod_volume(frame, volume, path) for volume, path in container.volumes.items()]
+        + [_pod_volume(frame, volume, path, read_only=True) for volume, path in container.read_only_volumes.items()]
         + [
             Mount(
                 target=mount.path,
@@ -202,6 +192,19 @@ def host_arguments(
             for mount in container.mounts
         ],
     }
+
+
+def _pod_volume(frame: PodFrame, volume: str, path: str, *, read_only: bool = False) -> Mount:
+    """Docker makes the volume with the first container that names it, so a volume of no container is a leftover."""
+    return Mount(
+        target=path,
+        source=volume_name(frame.pod_id, volume),
+        type="volume",
+        no_copy=True,
+        read_only=read_only,
+        labels={INSTALLATION_LABEL: frame.installation, POD_LABEL: frame.pod_id},
+        driver_config=DriverConfig("local", _VOLUME_OPTIONS),
+    )
 
 
 def attachment_arguments(network: PodNetwork) -> dict[str, Any]:

@@ -69,6 +69,8 @@ class ContainerSpec:
     files: tuple[File, ...] = ()
     volumes: Mapping[str, str] = field(default_factory=dict)
     """Pod-local volume name -> path in the container. Volumes are in memory, world-writable, and go with the pod."""
+    read_only_volumes: Mapping[str, str] = field(default_factory=dict)
+    """Pod-local volumes as above, which it can read, and whose sockets it can connect to."""
     mounts: tuple[VolumeMount, ...] = ()
     """Volumes that outlive the pod. Each must be there when the container is made."""
     new_privileges: bool = False

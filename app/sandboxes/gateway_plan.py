@@ -15,7 +15,6 @@ from pydantic import TypeAdapter
 from app.catalog.container_tools import ContainerTool
 from app.catalog.package import Package
 from app.engines.interface import ContainerSpec, Limits
-from app.sandboxes.server_containers import SOCKETS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +46,6 @@ class GatewayPlan:
     """Server key -> what its lists depend on; only those whose lists may be remembered."""
     packages: Mapping[str, Package] = field(default_factory=dict)
     """Server key -> what has to be installed before it starts."""
-    sockets: int = SOCKETS
-    """How many image servers there is room for in the pod."""
 
     @property
     def keys(self) -> frozenset[str]:

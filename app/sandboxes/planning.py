@@ -1,6 +1,6 @@
 """From a request to a plan: which containers a sandbox is made of and how its gateway is configured.
 
-Pure: no I/O, no clock, no randomness. Most rules of the product are here.
+Pure: no I/O, no clock, nothing random but the tokens of image servers. Most rules of the product are here.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from app.catalog import (
 from app.catalog.rehearsals import rehearsed_fingerprints
 from app.engines.interface import ContainerSpec, EgressRules, Limits, PodSpec, VolumeMount
 from app.errors import InvalidRequest
+from app.ids_and_time import new_token
 from app.packages import STORE_MOUNT
 from app.sandboxes.gateway_plan import ContainerTools, GatewayPlan
 from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord
-from app.sandboxes.server_containers import SOCKETS, free_place, limits_of, server_container, socket_volumes
+from app.sandboxes.server_containers import GATEWAY_VOLUMES, free_role, limits_of, server_container
 from app.templates import ResolvedTemplate
 
 CONTROL_TOKEN_DIGEST = "SANDGATE_CONTROL_TOKEN_SHA256"
@@ -118,7 +119,7 @@ def plan_sandbox(
             image=blueprint.gateway_image,
             limits=_GATEWAY_LIMITS,
             capabilities=_GATEWAY_CAPABILITIES,
-            volumes=socket_volumes(gateway.sockets),
+            volumes=GATEWAY_VOLUMES,
             mounts=(STORE_MOUNT,),
         )
         containers = (trusted, workspace)
@@ -156,7 +157,6 @@ def plan_gateway(
     container_tools = dict(kept.container_tools)
     fingerprints = dict(kept.fingerprints)
     packages = dict(kept.packages)
-    sockets = kept.sockets if earlier is not None else max(SOCKETS, len(mcp))
     for key, given in mcp.items():
         if key in servers:
             continue
@@ -179,14 +179,10 @@ def plan_gateway(
             case PackageRun() as run:
                 transport = {"type": "stdio", "command": list(run.command), "env": dict(run.env)}
             case ImageRun() as run:
-                place = free_place(image_servers.values(), leaving.values(), sockets)
-                if place is None:
-                    raise InvalidRequest(
-                        f"MCP server {key!r} runs from an image, and this sandbox has room for {sockets} such servers."
-                        " Remove one first, or name all of them when the sandbox is created."
-                    )
-                image_servers[key] = server_container(place, run)
-                transport = {"type": "socket", "path": place.path}
+                role = free_role([*image_servers.values(), *leaving.values()])
+                token = new_token()
+                image_servers[key] = server_container(role, run, token)
+                transport = {"type": "bridge", "token": token}
             case ContainerToolsRun() as run:
                 container_tools[key] = ContainerTools(
                     tools=run.tools, env=run.env, limits=limits_of(run), has_network=not run.disable_network
@@ -212,7 +208,6 @@ def plan_gateway(
         container_tools=container_tools,
         fingerprints=fingerprints,
         packages=packages,
-        sockets=sockets if earlier is not None else max(SOCKETS, len(image_servers)),
     )
 
 

@@ -1,56 +1,34 @@
-"""Containers of MCP servers that run from an image, and the sockets they are reached by. Pure.
+"""Containers of MCP servers that run from an image, and how their gateway is reached from them. Pure.
 
-A pod with a gateway has a number of empty volumes for sockets from its start, so that servers can come later. The
-container of a server mounts the one it was given and no other, so no server can reach another one's socket.
+A pod with a gateway has one empty volume, in which its gateway listens on a socket, so that servers can come later. The
+container of a server sees it, but cannot change anything in it; a token tells the gateway whose container calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from itertools import count
 
 from app.catalog import ContainerToolsRun, ImageRun
 from app.engines.interface import ContainerSpec, File, Limits, VolumeMount
 
 STDIO_BRIDGE = "/opt/sandgate/stdio-bridge"
 """Where the gateway's image keeps the program that becomes the entrypoint of image servers."""
-SOCKETS = 8
-"""Volumes for sockets in a pod that is made before anybody says how many it needs."""
+GATEWAY_VOLUMES: Mapping[str, str] = {"bridges": "/run/servers"}
+"""What the gateway's container mounts; docs/ARCHITECTURE.md, section 6.3."""
 
-_BRIDGE_IN_SERVER = "/.sandgate/stdio-bridge"
-_IN_SERVER = "/run/sandgate-server"
+_VOLUMES: Mapping[str, str] = {"bridges": "/run/sandgate"}
+_SOCKET = "/run/sandgate/gateway.sock"
+_BRIDGE = "/.sandgate/stdio-bridge"
+_GREETING = "/.sandgate/greeting"
 _LIMITS = Limits(memory_mib=1024, cpus=1.0, pids=256)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    number: int
-    """Tells the server from all others that the pod has or is about to lose."""
-    socket: int
-
-    @property
-    def role(self) -> str:
-        return f"server-{self.number}"
-
-    @property
-    def path(self) -> str:
-        """Where the gateway finds the socket."""
-        return f"/run/servers/{self.socket}/{self.role}.sock"
-
-
-def socket_volumes(count: int) -> dict[str, str]:
-    """What the gateway's container mounts."""
-    return {_volume(socket): f"/run/servers/{socket}" for socket in range(count)}
-
-
-def free_place(present: Iterable[ContainerSpec], leaving: Iterable[ContainerSpec], sockets: int) -> Place | None:
-    """Where one more server can go; None if the pod is full. Those that are `leaving` are gone before it comes."""
-    present = list(present)
-    roles = {container.role for container in (*present, *leaving)}
-    taken = {volume for container in present for volume in container.volumes}
-    free = [socket for socket in range(sockets) if _volume(socket) not in taken]
-    number = next(number for number in range(len(roles) + 1) if f"server-{number}" not in roles)
-    return Place(number, free[0]) if free else None
+def free_role(containers: Iterable[ContainerSpec]) -> str:
+    """Of one more server beside `containers`: those that the pod has, or is about to lose."""
+    roles = {container.role for container in containers}
+    return next(role for number in count() if (role := f"server-{number}") not in roles)
 
 
 def limits_of(run: ImageRun | ContainerToolsRun) -> Limits:
@@ -61,16 +39,19 @@ def limits_of(run: ImageRun | ContainerToolsRun) -> Limits:
     )
 
 
-def server_container(place: Place, run: ImageRun) -> ContainerSpec:
-    own = {f"{place.role}-{name}": path for name, _, path in (volume.partition(":") for volume in run.volumes)}
+def server_container(role: str, run: ImageRun, token: str) -> ContainerSpec:
+    """`token` is what its gateway knows it by."""
     return ContainerSpec(
-        role=place.role,
+        role=role,
         image=run.image,
         limits=limits_of(run),
-        entrypoint_prefix=(_BRIDGE_IN_SERVER, f"{_IN_SERVER}/{place.role}.sock", "--"),
+        entrypoint_prefix=(_BRIDGE, _SOCKET, _GREETING, "--"),
         command=run.command or None,
         env=run.env,
-        volumes={_volume(place.socket): _IN_SERVER, **own},
+        # The image's own user reads it, whoever that is.
+        files=(File(path=_GREETING, content=f"{token}\n".encode(), mode=0o444),),
+        volumes={f"{role}-{name}": path for name, _, path in (volume.partition(":") for volume in run.volumes)},
+        read_only_volumes=_VOLUMES,
         mounts=tuple(map(_operator_volume, run.operator_volumes)),
         capabilities=run.capabilities,
         user=run.user,
@@ -80,12 +61,8 @@ def server_container(place: Place, run: ImageRun) -> ContainerSpec:
 
 def with_bridge(containers: Collection[ContainerSpec], bridge: bytes) -> list[ContainerSpec]:
     """As they are attached; `bridge` is the program's content."""
-    file = File(path=_BRIDGE_IN_SERVER, content=bridge, mode=0o555)
-    return [replace(container, files=(file,)) for container in containers]
-
-
-def _volume(socket: int) -> str:
-    return f"socket-{socket}"
+    file = File(path=_BRIDGE, content=bridge, mode=0o555)
+    return [replace(container, files=(*container.files, file)) for container in containers]
 
 
 def _operator_volume(text: str) -> VolumeMount:

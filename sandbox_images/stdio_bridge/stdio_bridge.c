@@ -1,9 +1,11 @@
-/* Serve a program's stdin and stdout on a unix socket.
+/* Offer runs of a program to the peer that listens on a unix socket.
  *
- *     stdio-bridge <socket path> -- <command> [<argument> ...]
+ *     stdio-bridge <socket path> <file with the greeting> -- <command> [<argument> ...]
  *
- * Each connection is one run of the command in a process group of its own; several can be open at once. What the peer
- * sends is the command's stdin, raw. What the peer gets is frames: 1 byte kind, 4 bytes big-endian length, payload.
+ * The bridge connects and sends the greeting, which tells the peer whose program it is. One such connection is on offer at
+ * all times; the peer takes it up by sending one byte, 1. That is one run of the command in a process group of its own;
+ * several can be open at once. What the peer sends behind the byte is the command's stdin, raw. What the peer gets is
+ * frames: 1 byte kind, 4 bytes big-endian length, payload.
  *
  *     1  stdout
  *     2  stderr
@@ -29,7 +31,6 @@
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -39,8 +40,10 @@ enum { FRAME_STDOUT = 1, FRAME_STDERR = 2, FRAME_EXIT = 3 };
 enum {
     HEADER_BYTES = 5,
     PAYLOAD_BYTES = 64 * 1024,
-    MAX_RUNS = 64, /* further connections wait in the backlog */
-    BIND_RETRY_MS = 10000,
+    GREETING_BYTES = 256,
+    TAKEN_UP = 1,
+    MAX_RUNS = 64, /* as many open, nothing is on offer */
+    OFFER_AGAIN_MS = 100,
     GRACE_MS = 2000,
 };
 
@@ -77,6 +80,11 @@ struct run {
 static struct run *runs[MAX_RUNS];
 static size_t run_count;
 static char **command;
+static struct sockaddr_un peer_address = {.sun_family = AF_UNIX};
+static char greeting[GREETING_BYTES];
+static size_t greeting_length;
+static int offer = -1;          /* the connection that is on offer */
+static int64_t offer_again_at;  /* when the next one is made where there is none */
 static int64_t give_up_at = NEVER; /* set by TERM: when the bridge ends even if a peer does not take its last frames */
 
 static void die(const char *what) {
@@ -305,9 +313,7 @@ static bool is_over(const struct run *run) { return run->exit_framed && !frame_p
 
 /* ---- connections ---- */
 
-static void accept_run(int listener) {
-    int peer = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (peer < 0) return;
+static void start_run(int peer) {
     struct run *run = calloc(1, sizeof *run);
     if (!run) {
         close(peer);
@@ -327,29 +333,51 @@ static void end_run(size_t index) {
     runs[index] = runs[--run_count];
 }
 
-static int listen_on(const char *path) {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof address.sun_path) {
+static bool may_offer(void) { return give_up_at == NEVER && run_count < MAX_RUNS; }
+
+static void withdraw_offer(void) {
+    close_fd(&offer);
+    offer_again_at = now_ms() + OFFER_AGAIN_MS;
+}
+
+/* The peer may not be there yet, or be starting again. */
+static void make_offer(void) {
+    offer = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (offer < 0 || connect(offer, (struct sockaddr *)&peer_address, sizeof peer_address) ||
+        send(offer, greeting, greeting_length, MSG_NOSIGNAL) != (ssize_t)greeting_length)
+        withdraw_offer();
+}
+
+/* Do what can be done without waiting. */
+static void advance_offer(void) {
+    if (offer < 0 && may_offer() && now_ms() >= offer_again_at) make_offer();
+    if (offer < 0) return;
+    unsigned char byte;
+    ssize_t got = recv(offer, &byte, 1, 0);
+    if (got < 0 && would_block()) return;
+    if (got == 1 && byte == TAKEN_UP) {
+        start_run(offer);
+        offer = -1;
+        if (may_offer()) make_offer();
+    } else {
+        withdraw_offer();
+    }
+}
+
+static void set_peer(const char *path) {
+    if (strlen(path) >= sizeof peer_address.sun_path) {
         errno = ENAMETOOLONG;
         die(path);
     }
-    strcpy(address.sun_path, path);
-    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (listener < 0) die("socket");
-    /* Any user may connect: who can reach the socket is decided by who has its volume. */
-    mode_t umask_before = umask(0);
-    int64_t last_try_at = now_ms() + BIND_RETRY_MS;
-    for (;;) {
-        struct stat found;
-        /* A socket that is already there was left by an earlier start of this container. */
-        if (lstat(path, &found) == 0 && S_ISSOCK(found.st_mode)) unlink(path);
-        if (bind(listener, (struct sockaddr *)&address, sizeof address) == 0) break;
-        if (now_ms() >= last_try_at) die(path);
-        nanosleep(&(struct timespec){.tv_nsec = 50 * 1000000}, NULL);
-    }
-    umask(umask_before);
-    if (listen(listener, MAX_RUNS)) die("listen");
-    return listener;
+    strcpy(peer_address.sun_path, path);
+}
+
+static void read_greeting(const char *path) {
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got = file < 0 ? -1 : read(file, greeting, sizeof greeting);
+    if (got < 0) die(path);
+    close(file);
+    greeting_length = (size_t)got;
 }
 
 static void handle_signals(int signals) {
@@ -357,6 +385,7 @@ static void handle_signals(int signals) {
     while (read(signals, &got, sizeof got) == sizeof got) {
         if (got.ssi_signo == SIGCHLD) continue;
         if (give_up_at == NEVER) give_up_at = now_ms() + 3 * GRACE_MS;
+        close_fd(&offer);
         for (size_t i = 0; i < run_count; i++) begin_end(runs[i], 0);
     }
     reap();
@@ -368,12 +397,13 @@ static struct pollfd wait_for(int fd, bool input, bool output) {
     return (struct pollfd){.fd = events ? fd : -1, .events = events};
 }
 
-static void wait_for_events(int listener, int signals) {
+static void wait_for_events(int signals) {
     struct pollfd fds[2 + 4 * MAX_RUNS];
     size_t count = 0;
     int64_t deadline = give_up_at;
     fds[count++] = wait_for(signals, true, false);
-    fds[count++] = wait_for(listener, give_up_at == NEVER && run_count < MAX_RUNS, false);
+    fds[count++] = wait_for(offer, offer >= 0, false);
+    if (offer < 0 && may_offer() && offer_again_at < deadline) deadline = offer_again_at;
     for (size_t i = 0; i < run_count; i++) {
         const struct run *run = runs[i];
         bool stdin_pending = run->stdin_start < run->stdin_end, pending = frame_pending(run);
@@ -393,11 +423,13 @@ static void wait_for_events(int listener, int signals) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 4 || strcmp(argv[2], "--") != 0) {
-        fprintf(stderr, "usage: stdio-bridge <socket path> -- <command> [<argument> ...]\n");
+    if (argc < 5 || strcmp(argv[3], "--") != 0) {
+        fprintf(stderr, "usage: stdio-bridge <socket path> <file with the greeting> -- <command> [<argument> ...]\n");
         return 2;
     }
-    command = argv + 3;
+    set_peer(argv[1]);
+    read_greeting(argv[2]);
+    command = argv + 4;
 
     sigset_t handled;
     sigemptyset(&handled);
@@ -409,16 +441,14 @@ int main(int argc, char **argv) {
     int signals = signalfd(-1, &handled, SFD_NONBLOCK | SFD_CLOEXEC);
     if (signals < 0) die("signalfd");
 
-    int listener = listen_on(argv[1]);
     while (give_up_at == NEVER || (run_count > 0 && now_ms() < give_up_at)) {
-        wait_for_events(listener, signals);
+        advance_offer();
+        wait_for_events(signals);
         handle_signals(signals);
-        if (give_up_at == NEVER && run_count < MAX_RUNS) accept_run(listener);
         for (size_t i = run_count; i-- > 0;) {
             advance(runs[i]);
             if (is_over(runs[i])) end_run(i);
         }
     }
-    unlink(argv[1]);
     return 0;
 }

@@ -31,6 +31,15 @@ ENTRYPOINT ["python3", "/probe_server.py"]
 """
 
 
+SOCKET = "import socket, sys; s = socket.socket(socket.AF_UNIX)"
+BIND = f"python3 -c \"{SOCKET}; s.bind('/run/sandgate/x')\""
+KNOCK = (
+    f"python3 -c \"{SOCKET}; s.connect('/run/sandgate/gateway.sock'); s.send(sys.argv[1].encode() + bytes([10]));"
+    ' print(s.recv(1))"'
+)
+"""What the gateway says to whoever greets it so; b'' if it hangs up."""
+
+
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`host:port` of a registry that the engine takes plain HTTP from, as it does from loopback addresses."""
@@ -153,16 +162,25 @@ async def test_image_servers_are_confined_from_each_other_and_from_the_network(o
     reach = "python3 -c \"import socket; socket.create_connection(('127.0.0.1', 50005), 3)\" 2>&1 | tail -1"
     assert "refused" in await run(created, "lonely", reach)
     assert await run(created, "probe", reach) == ""
-    # Its own socket is all that a server has.
-    for number, server in enumerate(("probe", "lonely", "owner")):
-        assert await run(created, server, "ls /run/sandgate-server") == f"server-{number}.sock"
-        assert await run(created, server, "find / -xdev -name '*.sock' -path '/run/servers/*' 2>/dev/null") == ""
     assert await run(
         created, "lonely", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null"
     ) == str(96 << 20)
     capabilities = "grep CapEff /proc/self/status | cut -f2"
     assert int(await run(created, "probe", capabilities), 16) == 0
     assert int(await run(created, "owner", capabilities), 16) == 1
+    own.delete(created["sandboxID"])
+
+
+async def test_no_image_server_can_take_anothers_place(own: Installation) -> None:
+    created = own.create(mcp={"probe": {}, "lonely": {}})
+    for server in ("probe", "lonely"):
+        assert await run(created, server, "ls /run/sandgate") == "gateway.sock"
+        for attempt in ("rm /run/sandgate/gateway.sock", "mv /run/sandgate/gateway.sock /run/sandgate/x", BIND):
+            assert "Read-only file system" in await run(created, server, attempt)
+        assert await run(created, server, f"{KNOCK} {'0' * 64}") == "b''"
+    assert await run(created, "probe", "cat /.sandgate/greeting") != await run(
+        created, "lonely", "cat /.sandgate/greeting"
+    )
     own.delete(created["sandboxID"])
 
 

@@ -124,6 +124,42 @@ async def test_raw_sockets_are_refused(docker_subject: DockerSubject) -> None:
     assert "PermissionError" in output
 
 
+async def test_a_socket_in_a_volume_that_is_read_only_can_be_connected_to_and_neither_removed_nor_replaced(
+    docker_subject: DockerSubject,
+) -> None:
+    listen = """
+import os, socket
+listener = socket.socket(socket.AF_UNIX)
+listener.bind('/run/servers/new')
+os.chmod('/run/servers/new', 0o666)
+listener.listen()
+os.rename('/run/servers/new', '/run/servers/s')
+while True:
+    listener.accept()
+"""
+    command = ("python3", "-c", listen)
+    owner = container(docker_subject.image, "owner", volumes={"v": "/run/servers"}, command=command)
+    other = container(docker_subject.image, "other", read_only_volumes={"v": "/there"}, capabilities=("DAC_OVERRIDE",))
+    await docker_subject.engine.start(pod("reads", owner, other))
+    attempts = """
+import os, socket, time
+while not os.path.exists('/there/s'):
+    time.sleep(0.01)
+def tried(attempt, *arguments):
+    try:
+        return attempt(*arguments)
+    except OSError as error:
+        return error.strerror
+print(tried(os.unlink, '/there/s'), tried(os.rename, '/there/s', '/there/t'), tried(os.chmod, '/there/s', 0))
+print(tried(socket.socket(socket.AF_UNIX).bind, '/there/t'), tried(os.mkdir, '/there/t'))
+print(tried(socket.socket(socket.AF_UNIX).connect, '/there/s'))
+"""
+    for user in ("root", "user"):
+        code, output = await docker_subject.run("reads", "other", ["python3", "-c", attempts], user=user)
+        no = "Read-only file system"
+        assert (code, output.splitlines()) == (0, [f"{no} {no} {no}", f"{no} {no}", "None"])
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 async def test_new_privileges_are_denied_unless_asked_for(docker_subject: DockerSubject, allowed: bool) -> None:
     await docker_subject.engine.start(pod("nnp", container(docker_subject.image, new_privileges=allowed)))

@@ -134,6 +134,13 @@ def test_a_volume_is_in_memory_writable_by_all_and_known_as_the_pods() -> None:
     }
 
 
+def test_a_volume_of_the_pod_can_be_for_reading_only() -> None:
+    server = ContainerSpec(role="server-0", image="i", limits=_LIMITS, read_only_volumes={"s": "/run/sandgate"})
+    (mount,) = host_arguments(_FRAME, server, network=None, runtime=None)["mounts"]
+    (writable,) = host_arguments(_FRAME, _GATEWAY, network=_NETWORK, runtime=None)["mounts"]
+    assert mount == writable | {"Target": "/run/sandgate", "ReadOnly": True}
+
+
 def test_an_archive_holds_files_alone_with_owner_and_mode() -> None:
     packed = archive([File(path="/run/a/token", content=b"t"), File(path="/etc/b", content=b"", mode=0o644, uid=7)])
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:

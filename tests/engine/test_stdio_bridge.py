@@ -8,10 +8,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import shutil
 import signal
 import socket
-import stat
 import struct
 import subprocess
 import tarfile
@@ -31,6 +31,8 @@ from tests.waiting import BOUND_S
 pytestmark = pytest.mark.docker
 
 STDOUT, STDERR, EXIT = 1, 2, 3
+GREETING = b"whose it is\n"
+TAKE_UP = b"\x01"
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +72,27 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
-class Peer:
-    """One connection to the bridge, which is one run of its command."""
+def listen(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.settimeout(BOUND_S)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
 
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(BOUND_S)
-        self._socket.connect(str(path))
+
+def offer_to(listener: socket.socket) -> socket.socket:
+    connection, _ = listener.accept()
+    connection.settimeout(BOUND_S)
+    assert connection.recv(len(GREETING), socket.MSG_WAITALL) == GREETING
+    return connection
+
+
+class Peer:
+    """One connection of the bridge's that is taken up, which is one run of its command."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
         self._frames = self._socket.makefile("rb")
 
     def send(self, data: bytes) -> None:
@@ -118,19 +134,26 @@ class Peer:
 
 
 class Bridge:
-    def __init__(self, program: Path, path: Path, *command: str) -> None:
-        self.path = path
-        self.process = subprocess.Popen([program, path, "--", *command])
+    """The program, and the socket that it calls at."""
+
+    def __init__(self, program: Path, folder: Path, *command: str) -> None:
+        self._listener = listen(folder / "gateway.sock")
+        (folder / "greeting").write_bytes(GREETING)
+        self.process = subprocess.Popen([program, folder / "gateway.sock", folder / "greeting", "--", *command])
         self._peers: list[Peer] = []
 
-    def listening(self) -> Bridge:
-        wait_until(self.path.exists, "the bridge listens")
-        return self
+    def offer(self) -> socket.socket:
+        """The next connection of the bridge, which is not taken up yet."""
+        return offer_to(self._listener)
 
-    def connect(self) -> Peer:
-        peer = Peer(self.path)
-        self._peers.append(peer)
-        return peer
+    def offers_more(self) -> bool:
+        return bool(select.select([self._listener], [], [], 0)[0])
+
+    def take(self) -> Peer:
+        offer = self.offer()
+        offer.sendall(TAKE_UP)
+        self._peers.append(Peer(offer))
+        return self._peers[-1]
 
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
@@ -143,7 +166,9 @@ class Bridge:
         self.process.terminate()
         for peer in self._peers:
             peer.close()
-        return self.process.wait(BOUND_S)
+        code = self.process.wait(BOUND_S)
+        self._listener.close()
+        return code
 
 
 StartBridge = Callable[..., Bridge]
@@ -154,8 +179,8 @@ def start(bridge: Path, folder: Path) -> Iterator[StartBridge]:
     started: list[Bridge] = []
 
     def start(*command: str) -> Bridge:
-        started.append(Bridge(bridge, folder / "stdio.sock", *command))
-        return started[-1].listening()
+        started.append(Bridge(bridge, folder, *command))
+        return started[-1]
 
     yield start
     for each in started:
@@ -163,7 +188,7 @@ def start(bridge: Path, folder: Path) -> Iterator[StartBridge]:
 
 
 def test_bytes_go_both_ways_unchanged_and_the_exit_frame_is_last(start: StartBridge) -> None:
-    peer = start("cat").connect()
+    peer = start("cat").take()
     data = os.urandom(3_000_000)
 
     def send() -> None:
@@ -178,7 +203,7 @@ def test_bytes_go_both_ways_unchanged_and_the_exit_frame_is_last(start: StartBri
 
 def test_two_connections_are_two_runs_at_once(start: StartBridge) -> None:
     bridge = start("sh", "-c", "echo $$; cat; exit 4")
-    first, second = bridge.connect(), bridge.connect()
+    first, second = bridge.take(), bridge.take()
     pids = [first.frame(), second.frame()]
     assert pids[0] != pids[1]
     second.send(b"two")
@@ -190,21 +215,21 @@ def test_two_connections_are_two_runs_at_once(start: StartBridge) -> None:
 
 
 def test_stderr_has_frames_of_its_own(start: StartBridge) -> None:
-    peer = start("sh", "-c", "echo out; echo err >&2; exit 7").connect()
+    peer = start("sh", "-c", "echo out; echo err >&2; exit 7").take()
     assert peer.output() == (b"out\n", b"err\n", {"exitCode": 7})
 
 
 def test_the_end_by_a_signal_is_told_as_such(start: StartBridge) -> None:
-    assert start("sh", "-c", "kill -KILL $$").connect().output() == (b"", b"", {"signal": signal.SIGKILL})
+    assert start("sh", "-c", "kill -KILL $$").take().output() == (b"", b"", {"signal": signal.SIGKILL})
 
 
 def test_a_command_that_is_not_there_is_an_error_in_valid_json(start: StartBridge) -> None:
-    *_, end = start('/no/such "program"').connect().output()
+    *_, end = start('/no/such "program"').take().output()
     assert end == {"error": 'could not start: /no/such "program": No such file or directory'}
 
 
 def test_a_command_that_outlives_its_stdin_is_ended_with_its_whole_group(start: StartBridge, folder: Path) -> None:
-    peer = start("sh", "-c", f"trap '' TERM; sleep 600 & echo $! > {folder}/pid; wait; sleep 600").connect()
+    peer = start("sh", "-c", f"trap '' TERM; sleep 600 & echo $! > {folder}/pid; wait; sleep 600").take()
     pid_file = folder / "pid"
     wait_until(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"), "the group runs")
     peer.end()
@@ -213,7 +238,7 @@ def test_a_command_that_outlives_its_stdin_is_ended_with_its_whole_group(start: 
 
 
 def test_what_outlives_the_command_does_not_hold_back_the_exit_frame(start: StartBridge) -> None:
-    peer = start("sh", "-c", "setsid sleep 600 & echo $!").connect()
+    peer = start("sh", "-c", "setsid sleep 600 & echo $!").take()
     output, _, end = peer.output()
     os.kill(int(output), signal.SIGKILL)
     assert end == {"exitCode": 0}
@@ -221,20 +246,23 @@ def test_what_outlives_the_command_does_not_hold_back_the_exit_frame(start: Star
 
 def test_a_peer_that_leaves_a_command_that_reads_nothing_leaves_nothing_behind(start: StartBridge) -> None:
     bridge = start("sleep", "600")
-    idle = bridge.descriptors()
-    peer = bridge.connect()
-    peer.send_as_much_as_fits()
-    assert bridge.descriptors() > idle
-    peer.close()
-    wait_until(lambda: bridge.descriptors() == idle, "the run is over")
+    with bridge.offer() as offer:
+        idle = bridge.descriptors()
+        offer.sendall(TAKE_UP)
+        peer = Peer(offer)
+        peer.send_as_much_as_fits()
+        assert bridge.descriptors() > idle
+        peer.close()
+        wait_until(lambda: bridge.descriptors() == idle, "the run is over and another is on offer")
 
 
 def test_connections_that_come_and_go_leave_no_descriptors_and_no_memory(start: StartBridge) -> None:
     bridge = start("cat")
+    wait_until(bridge.offers_more, "a run is on offer")
     idle = bridge.descriptors()
 
     def round_trip() -> None:
-        peers = [bridge.connect() for _ in range(20)]
+        peers = [bridge.take() for _ in range(20)]
         for peer in peers:
             peer.send(b"x" * 100_000)
             peer.end()
@@ -253,7 +281,7 @@ def test_connections_that_come_and_go_leave_no_descriptors_and_no_memory(start: 
 
 def test_a_slow_peer_stops_the_command_instead_of_filling_memory(start: StartBridge) -> None:
     bridge = start("sh", "-c", "head -c 8000000 /dev/zero; exit 5")
-    peer = bridge.connect()
+    peer = bridge.take()
     first = peer.frame()
     assert first is not None
     assert bridge.resident_kib() < 2048
@@ -264,48 +292,93 @@ def test_a_slow_peer_stops_the_command_instead_of_filling_memory(start: StartBri
 
 def test_term_reaches_the_command_and_the_bridge_ends_after_it(start: StartBridge) -> None:
     bridge = start("sh", "-c", "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.1; done")
-    peer = bridge.connect()
+    peer = bridge.take()
     assert peer.frame() == (STDOUT, b"ready\n")
     bridge.process.terminate()
     output, _, end = peer.output()
     assert (output, end) == (b"bye\n", {"exitCode": 3})
     assert bridge.process.wait(BOUND_S) == 0
-    assert not bridge.path.exists()
 
 
-def test_any_user_may_connect_and_children_keep_the_umask(start: StartBridge) -> None:
-    bridge = start("sh", "-c", "umask")
-    assert stat.S_IMODE(bridge.path.stat().st_mode) == 0o777
+def test_the_command_keeps_the_umask(start: StartBridge) -> None:
     mask = os.umask(0o022)
     os.umask(mask)
-    output, *_ = bridge.connect().output()
+    output, *_ = start("sh", "-c", "umask").take().output()
     assert int(output, 8) == mask
 
 
-def test_a_socket_left_behind_is_replaced_and_a_folder_that_comes_late_is_waited_for(
-    bridge: Path, folder: Path
-) -> None:
-    path = folder / "late" / "stdio.sock"
-    first = Bridge(bridge, path, "cat")
-    path.parent.mkdir()
-    first.listening()
-    first.process.kill()
-    first.process.wait(BOUND_S)
-    assert path.exists()
+def test_an_offer_that_is_not_taken_up_starts_nothing_and_stays_alone(start: StartBridge, folder: Path) -> None:
+    bridge = start("sh", "-c", f"echo >> {folder}/started; cat")
+    with bridge.offer() as offer:
+        assert not bridge.offers_more()
+        assert not (folder / "started").exists()
+        offer.sendall(TAKE_UP + b"sent along")
+        peer = Peer(offer)
+        assert peer.frame() == (STDOUT, b"sent along")
+        with bridge.offer():
+            peer.end()
+            assert peer.output() == (b"", b"", {"exitCode": 0})
+            peer.close()
+            assert not bridge.offers_more()
 
-    second = Bridge(bridge, path, "cat")
+
+@pytest.mark.parametrize("answer", [b"", b"\x02"])
+def test_an_offer_that_is_refused_is_made_again(start: StartBridge, answer: bytes) -> None:
+    bridge = start("cat")
+    with bridge.offer() as offer:
+        offer.sendall(answer)
+        offer.shutdown(socket.SHUT_WR)
+        assert offer.recv(1) == b""
+    peer = bridge.take()
+    peer.end()
+    assert peer.output() == (b"", b"", {"exitCode": 0})
+
+
+def test_with_as_many_runs_as_there_may_be_nothing_is_on_offer(start: StartBridge) -> None:
+    bridge = start("cat")
+    peers = [bridge.take() for _ in range(64)]
+    for peer in peers:
+        peer.send(b"x")
+        assert peer.frame() == (STDOUT, b"x")
+    assert not bridge.offers_more()
+    peers[0].end()
+    assert peers[0].output() == (b"", b"", {"exitCode": 0})
+    peer = bridge.take()
+    peer.send(b"y")
+    assert peer.frame() == (STDOUT, b"y")
+
+
+def test_a_peer_that_comes_late_or_starts_anew_is_found(bridge: Path, folder: Path) -> None:
+    (folder / "greeting").write_bytes(GREETING)
+    path = folder / "late" / "gateway.sock"
+    process = subprocess.Popen([bridge, path, folder / "greeting", "--", "cat"])
     try:
-        wait_until(lambda: _accepts(path), "the socket is served again")
-        peer = second.connect()
-        peer.end()
-        assert peer.output() == (b"", b"", {"exitCode": 0})
+        path.parent.mkdir()
+        for _ in range(2):
+            with listen(path) as listener, offer_to(listener) as offer:
+                offer.sendall(TAKE_UP)
+                peer = Peer(offer)
+                peer.end()
+                assert peer.output() == (b"", b"", {"exitCode": 0})
+                peer.close()
     finally:
-        assert second.stop() == 0
+        process.terminate()
+        assert process.wait(BOUND_S) == 0
 
 
-def _accepts(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
+def test_one_that_waits_to_be_taken_up_ends_at_term(start: StartBridge) -> None:
+    bridge = start("cat")
+    with bridge.offer() as offer:
+        bridge.process.terminate()
+        assert bridge.process.wait(BOUND_S) == 0
+        assert offer.recv(1) == b""
+
+
+def test_a_greeting_that_is_not_there_is_told(bridge: Path, folder: Path) -> None:
+    command = [str(bridge), str(folder / "gateway.sock"), str(folder / "greeting"), "--", "cat"]
+    done = subprocess.run(command, capture_output=True, timeout=BOUND_S, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"stdio-bridge: {folder}/greeting: No such file or directory\n"
 
 
 def _runs(pid: int) -> bool:

@@ -34,6 +34,7 @@ class RunningGateway:
     control: httpx.Client
     pid: int
     folder: Path
+    bridge_socket: Path
     tokens: list[str] = field(default_factory=lambda: [TOKEN])
 
     def configure(self, servers: Mapping[str, Mapping[str, Any]], **options: Any) -> dict[str, Any]:
@@ -83,9 +84,10 @@ def running_gateway(folder: Path, server_users: str = "same") -> Iterator[Runnin
     """Yields a gateway that listens and has no servers. Logs and data are in `folder`. Servers run as the gateway's own
     user unless told otherwise: another could not read the checkout on every machine."""
     log, token = folder / "gateway.log", secrets.token_hex(8)
-    mcp_port, control_port = free_port(), free_port()
+    mcp_port, control_port, bridge_socket = free_port(), free_port(), folder / "bridges.sock"
     command = [sys.executable, "-m", "sandgate_gateway", "--host", "127.0.0.1", "--mcp-port", str(mcp_port)]
     command += ["--control-port", str(control_port), "--data-dir", str(folder / "data"), "--server-users", server_users]
+    command += ["--bridge-socket", str(bridge_socket)]
     with (
         running(command, log=log, env={"PYTHONPATH": PACKAGE_PATH, **control_environment(token)}) as process,
         httpx.Client(
@@ -104,7 +106,7 @@ def running_gateway(folder: Path, server_users: str = "same") -> Iterator[Runnin
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise ProcessError(f"the gateway does not answer: {error}\n{tail(log)}") from None
                 time.sleep(0.02)
-        yield RunningGateway(f"http://127.0.0.1:{mcp_port}/mcp", control, process.pid, folder)
+        yield RunningGateway(f"http://127.0.0.1:{mcp_port}/mcp", control, process.pid, folder, bridge_socket)
 
 
 def stdio(command: Sequence[str], env: Mapping[str, str] | None = None) -> dict[str, Any]:

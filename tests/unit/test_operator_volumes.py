@@ -27,4 +27,4 @@ def test_a_definition_of_the_operators_own_mounts_volumes_that_the_operator_made
         VolumeMount(volume="own-kube", path="/home/appuser/.kube", read_only=True, shared=True),
         VolumeMount(volume="own-out", path="/out", shared=True),
     )
-    assert server.volumes == {"socket-0": "/run/sandgate-server", "server-0-cache": "/cache"}
+    assert server.volumes == {"server-0-cache": "/cache"}

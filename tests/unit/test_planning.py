@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import orjson
 import pytest
 
 from app.catalog import Catalog
-from app.engines.interface import ContainerSpec, Limits
+from app.engines.interface import ContainerSpec, File, Limits
 from app.errors import InvalidRequest
+from app.sandboxes.gateway_plan import GatewayPlan
 from app.sandboxes.models import CreateSandbox, McpOptions, PodRecord, PodSecrets
 from app.sandboxes.network_rules import NetworkRules
 from app.sandboxes.planning import (
@@ -17,6 +19,7 @@ from app.sandboxes.planning import (
     check_known,
     make_gateway_config,
     make_pod_spec,
+    plan_gateway,
     plan_sandbox,
 )
 from tests.unit.plans import BLUEPRINT, plan, template_of
@@ -56,6 +59,7 @@ secrets:
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     own = tmp_path_factory.mktemp("servers")
     (own / "shot.yaml").write_text(IMAGE_SERVER)
+    (own / "scan.yaml").write_text("{name: scan, title: Scan, type: server, image: 'acme/scan:1'}")
     (own / "docs.yaml").write_text(REMOTE_SERVER)
     return Catalog.load(Path("catalog/servers"), own)
 
@@ -125,19 +129,57 @@ def test_an_image_server_gets_its_own_container_and_its_own_credentials(catalog:
     planned = plan(catalog, template="mcp-gateway", mcp={"time": {}, "shot": {"apiKey": "k-123456"}})
     gateway, workspace = planned.containers
     assert planned.gateway is not None
+    transport = planned.gateway.servers[1]["transport"]
+    assert (set(transport), transport["type"]) == ({"type", "token"}, "bridge")
     assert planned.gateway.image_servers == {
         "shot": ContainerSpec(
             role="server-0",
             image="acme/shot:1",
             limits=Limits(memory_mib=1024, cpus=1.0, pids=256),
-            entrypoint_prefix=("/.sandgate/stdio-bridge", "/run/sandgate-server/server-0.sock", "--"),
+            entrypoint_prefix=(
+                "/.sandgate/stdio-bridge",
+                "/run/sandgate/gateway.sock",
+                "/.sandgate/greeting",
+                "--",
+            ),
             env={"SHOT_API_KEY": "k-123456"},
-            volumes={"socket-0": "/run/sandgate-server"},
+            files=(File(path="/.sandgate/greeting", content=f"{transport['token']}\n".encode(), mode=0o444),),
+            read_only_volumes={"bridges": "/run/sandgate"},
         )
     }
-    assert gateway.volumes == {f"socket-{n}": f"/run/servers/{n}" for n in range(8)}
-    assert workspace.volumes == {}
-    assert planned.gateway.servers[1]["transport"] == {"type": "socket", "path": "/run/servers/0/server-0.sock"}
+    assert gateway.volumes == {"bridges": "/run/servers"}
+    assert (workspace.volumes, workspace.read_only_volumes) == ({}, {})
+
+
+def test_image_servers_have_tokens_that_differ_and_stay_with_those_that_stay(catalog: Catalog) -> None:
+    both = plan(catalog, template="mcp-gateway", mcp={"shot": {"apiKey": "k"}, "scan": {}}).gateway
+    assert both is not None
+    assert len({server["transport"]["token"] for server in both.servers}) == 2
+    mcp = {"shot": {"apiKey": "another"}, "scan": {}}
+    changed = plan_gateway(mcp, McpOptions(), catalog, BLUEPRINT, earlier=both, unchanged=["scan"])
+    assert changed.servers[1] == both.servers[1]
+    assert changed.image_servers["scan"] == both.image_servers["scan"]
+    assert changed.servers[0]["transport"]["token"] != both.servers[0]["transport"]["token"]
+    # The container of before may still be there.
+    assert changed.image_servers["shot"].role == "server-2"
+
+
+def test_a_recorded_plan_is_the_same_also_one_of_an_earlier_version(catalog: Catalog) -> None:
+    planned = plan(catalog, template="mcp-gateway", mcp={"shot": {"apiKey": "k-123456"}, "time": {}}).gateway
+    assert planned is not None
+    recorded = orjson.loads(orjson.dumps(planned.as_json()))
+    assert GatewayPlan.from_json(recorded) == planned
+    recorded["sockets"] = 8
+    recorded["servers"][0]["transport"] = {"type": "socket", "path": "/run/servers/0/server-0.sock"}
+    server = recorded["image_servers"]["shot"]
+    del server["read_only_volumes"]
+    server |= {"files": [], "volumes": {"socket-0": "/run/sandgate-server"}}
+    earlier = GatewayPlan.from_json(recorded)
+    kept = plan_gateway(
+        {"shot": {"apiKey": "k-123456"}}, McpOptions(), catalog, BLUEPRINT, earlier=earlier, unchanged=["shot"]
+    )
+    assert kept.servers == (earlier.servers[0],)
+    assert kept.image_servers == earlier.image_servers
 
 
 def test_a_remote_server_gets_its_credential_as_a_header(catalog: Catalog) -> None:
@@ -175,7 +217,9 @@ def test_a_custom_server_is_cloned_and_run_in_the_workspace(catalog: Catalog) ->
 def test_no_secret_is_in_the_text_of_a_plan(catalog: Catalog) -> None:
     planned = plan(catalog, template="mcp-gateway", mcp={"docs": {"token": "t-123456"}, "shot": {"apiKey": "k-123456"}})
     text = repr(planned) + repr(make_pod_spec(planned, POD))
-    for secret in ("t-123456", "k-123456", "agent-token", "gateway-token", "stdio-token"):
+    assert planned.gateway is not None
+    token = planned.gateway.servers[1]["transport"]["token"]
+    for secret in ("t-123456", "k-123456", "agent-token", "gateway-token", "stdio-token", token):
         assert secret not in text
 
 

@@ -62,7 +62,12 @@ class Ports:
 async def serve(options: argparse.Namespace, control_token_digest: str) -> None:
     sockets = [_listen(options.host, port) for port in (options.mcp_port, options.control_port)]
     requests = ControlPlaneRequests()
-    gateway = Gateway(Path(options.data_dir), requests, own_users=options.server_users == "own")
+    gateway = Gateway(
+        Path(options.data_dir),
+        requests,
+        bridge_socket=Path(options.bridge_socket),
+        own_users=options.server_users == "own",
+    )
     control = ControlEndpoint(gateway, requests, control_token_digest)
     config = lean_uvicorn.Config(
         Ports(gateway, control, sockets[1].getsockname()[1]),
@@ -124,6 +129,7 @@ def main() -> None:
     parser.add_argument("--mcp-port", type=int, default=50005)
     parser.add_argument("--control-port", type=int, default=50006)
     parser.add_argument("--data-dir", default="/var/lib/mcp")
+    parser.add_argument("--bridge-socket", default="/run/servers/gateway.sock", help="where image servers call")
     parser.add_argument(
         "--server-users",
         choices=["own", "same"],

@@ -46,10 +46,11 @@ class WorkspaceTransport:
 
 
 @dataclass(frozen=True)
-class SocketTransport:
-    """A server in a container of its own, behind a stdio bridge on a unix socket."""
+class BridgeTransport:
+    """A server in a container of its own, whose stdio bridge calls at the gateway's socket."""
 
-    path: str
+    token: str = field(repr=False)
+    """What the bridge greets with."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ContainersTransport:
     """As they are listed."""
 
 
-Transport = StdioTransport | WorkspaceTransport | SocketTransport | HttpTransport | SseTransport | ContainersTransport
+Transport = StdioTransport | WorkspaceTransport | BridgeTransport | HttpTransport | SseTransport | ContainersTransport
 
 Start = Literal["eager", "lazy"]
 
@@ -117,6 +118,8 @@ class ServerDefinition:
                 return list(values.values())
             case HttpTransport(headers=values) | SseTransport(headers=values):
                 return list(values.values())
+            case BridgeTransport(token=token):
+                return [token]
             case _:
                 return []
 
@@ -209,8 +212,8 @@ def _transport(transport: Mapping[str, Any], where: str) -> Transport:
                 repository=optional_string(transport.get("repository"), f"{where}: repository"),
                 install=optional_string(transport.get("install"), f"{where}: install"),
             )
-        case "socket":
-            return SocketTransport(string(transport.get("path"), f"{where}: path"))
+        case "bridge":
+            return BridgeTransport(string(transport.get("token"), f"{where}: token"))
         case "containers":
             tools = objects(transport.get("tools"), f"{where}: tools")
             for index, tool in enumerate(tools):
@@ -226,7 +229,7 @@ def _transport(transport: Mapping[str, Any], where: str) -> Transport:
             return (HttpTransport if kind == "http" else SseTransport)(url, headers, allow_private)
         case _:
             raise ConfigurationError(
-                f'{where}: transport.type must be "stdio", "workspace", "socket", "containers", "http" or "sse"'
+                f'{where}: transport.type must be "stdio", "workspace", "bridge", "containers", "http" or "sse"'
             )
 
 

@@ -16,15 +16,26 @@ from sandgate_gateway.downstream.sessions import Session, Sessions
 from sandgate_gateway.downstream.subscriptions import Subscriptions
 from sandgate_gateway.servers.fleet import Fleet
 from sandgate_gateway.servers.server import Server
+from sandgate_gateway.upstreams.bridges import Bridges
 
 
 class Gateway:
     """Lives within one event loop; its owner calls `close`."""
 
-    def __init__(self, data_dir: Path, requests: ControlPlaneRequests, *, own_users: bool = True) -> None:
-        """`own_users`: run each server under a uid of its own."""
+    def __init__(
+        self, data_dir: Path, requests: ControlPlaneRequests, *, bridge_socket: Path, own_users: bool = True
+    ) -> None:
+        """`bridge_socket`: where image servers call. `own_users`: run each server under a uid of its own."""
+        self._bridges = Bridges(bridge_socket)
+        if own_users:
+            self._bridges.keep_others_out()
         self.fleet = Fleet(
-            data_dir, own_users=own_users, requests=requests, changed=self._changed, on_notification=self._heard
+            data_dir,
+            own_users=own_users,
+            bridges=self._bridges,
+            requests=requests,
+            changed=self._changed,
+            on_notification=self._heard,
         )
         self._aggregate = Aggregate(self.fleet, secrets.token_bytes(32))
         calls = Calls(self._aggregate)
@@ -56,6 +67,7 @@ class Gateway:
         """Hangs up and stops the servers. Bounded by their grace periods."""
         self.hang_up()
         await self.fleet.close()
+        self._bridges.close()
 
     def _changed(self) -> None:
         self._fanout.lists_may_have_changed()

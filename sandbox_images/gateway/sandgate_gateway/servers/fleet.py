@@ -10,11 +10,11 @@ from typing import Any
 from urllib.parse import quote
 
 from sandgate_gateway.configuration import (
+    BridgeTransport,
     Configuration,
     ContainersTransport,
     HttpTransport,
     ServerDefinition,
-    SocketTransport,
     SseTransport,
     StdioTransport,
     Transport,
@@ -22,6 +22,7 @@ from sandgate_gateway.configuration import (
 )
 from sandgate_gateway.control_plane_requests import ControlPlaneRequests
 from sandgate_gateway.servers.server import Server
+from sandgate_gateway.upstreams.bridges import Bridges
 from sandgate_gateway.upstreams.child_environment import child_environment, child_identity, prepare_home
 from sandgate_gateway.upstreams.connection import Connection, CouldNotConnectError, Listener
 from sandgate_gateway.upstreams.containers import ContainersConnection
@@ -48,10 +49,12 @@ class Fleet:
         data_dir: Path,
         *,
         own_users: bool,
+        bridges: Bridges,
         requests: ControlPlaneRequests,
         changed: Callable[[], None],
         on_notification: OnNotification,
     ) -> None:
+        self._bridges = bridges
         self._requests = requests
         self._data_dir = data_dir
         self._own_users = own_users
@@ -87,6 +90,8 @@ class Fleet:
                 and not (server.state == "failed" and before != configuration)
             }
             await self._stop([name for name in self._servers if name not in keep])
+            transports = [definition.transport for definition in configuration.servers]
+            self._bridges.expect([one.token for one in transports if isinstance(one, BridgeTransport)])
             servers = {}
             for definition in configuration.servers:
                 name = definition.name
@@ -167,8 +172,8 @@ class Fleet:
                     return DoorConnection.to_workspace(
                         definition.name, listener, transport, self._configuration.stdio_door, stderr
                     )
-                case SocketTransport(path=path):
-                    return DoorConnection.to_socket(definition.name, listener, path, stderr)
+                case BridgeTransport():
+                    return DoorConnection.over_bridge(definition.name, listener, transport, self._bridges, stderr)
                 case ContainersTransport(tools=tools):
                     return ContainersConnection(definition.name, tools, self._requests)
                 case HttpTransport() | SseTransport():

@@ -10,8 +10,9 @@ from typing import Any, cast
 import orjson
 
 from sandgate_gateway.allowance import Allowance
-from sandgate_gateway.configuration import StdioDoor, WorkspaceTransport
+from sandgate_gateway.configuration import BridgeTransport, StdioDoor, WorkspaceTransport
 from sandgate_gateway.framing import FrameKind, FrameReader, MessageTooLongError
+from sandgate_gateway.upstreams.bridges import Bridges
 from sandgate_gateway.upstreams.connection import CouldNotConnectError, Listener
 from sandgate_gateway.upstreams.stdio import StderrLog, describe_exit
 from sandgate_gateway.upstreams.stream import StreamConnection
@@ -27,13 +28,17 @@ Dial = Callable[[Callable[[], asyncio.Protocol]], Awaitable[tuple[asyncio.BaseTr
 class DoorConnection(StreamConnection):
     """One connection is one run of the program."""
 
-    def __init__(self, name: str, listener: Listener, dial: Dial, *, first: bytes, stderr: StderrLog, at: str) -> None:
+    def __init__(
+        self, name: str, listener: Listener, dial: Dial, *, first: bytes, stderr: StderrLog, at: str, silent: str
+    ) -> None:
+        """`at` and `silent` tell a person where it was tried and, in words after a colon, that nobody was there."""
         super().__init__(name, listener)
         self._dial = dial
         self._first = first
         self._stderr = stderr
         self._stderr_allowance = Allowance()
         self._at = at
+        self._silent = silent
         self._frames = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._lost = asyncio.Event()
@@ -68,18 +73,21 @@ class DoorConnection(StreamConnection):
             first=orjson.dumps(first) + b"\n",
             stderr=stderr,
             at="the workspace's stdio door",
+            silent="the workspace's stdio door did not answer",
         )
 
     @classmethod
-    def to_socket(cls, name: str, listener: Listener, path: str, stderr: StderrLog) -> "DoorConnection":
-        loop = asyncio.get_running_loop()
+    def over_bridge(
+        cls, name: str, listener: Listener, transport: BridgeTransport, bridges: Bridges, stderr: StderrLog
+    ) -> "DoorConnection":
         return cls(
             name,
             listener,
-            lambda protocol: loop.create_unix_connection(protocol, path),
+            lambda protocol: bridges.take(transport.token, protocol),
             first=b"",
             stderr=stderr,
-            at=f"the server's socket {path}",
+            at="the socket its container calls at",
+            silent="its container has not called yet",
         )
 
     async def start(self) -> None:
@@ -87,7 +95,7 @@ class DoorConnection(StreamConnection):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._dial(lambda: _Door(self))
         except TimeoutError:
-            raise CouldNotConnectError(f"could not be reached: {self._at} did not answer") from None
+            raise CouldNotConnectError(f"could not be reached: {self._silent}") from None
         except OSError as error:
             raise CouldNotConnectError(f"could not be reached at {self._at}: {error.strerror or error}") from error
         if self._first:

@@ -1,4 +1,4 @@
-"""JSON-RPC with one server over a pair of byte streams, one JSON object a line: what stdio, door and socket share.
+"""JSON-RPC with one server over a pair of byte streams, one JSON object a line: what stdio, door and bridge share.
 
 All clients share the connection; correlation.py says whose message is whose.
 """
