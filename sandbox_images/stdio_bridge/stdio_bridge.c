@@ -43,7 +43,7 @@ enum {
     GREETING_BYTES = 256,
     TAKEN_UP = 1,
     MAX_RUNS = 64, /* as many open, nothing is on offer */
-    OFFER_AGAIN_MS = 100,
+    OFFER_AGAIN_MS = 25,
     GRACE_MS = 2000,
 };
 

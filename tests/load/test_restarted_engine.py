@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,7 +69,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def engine() -> Iterator[OwnEngine]:
     """With the sandbox images."""
     images = sandbox_images(Settings())
-    engine = OwnEngine(Path(tempfile.mkdtemp(prefix="sandgate-engine-")))
+    folder = Path(tempfile.gettempdir(), f"sandgate-engine-{uuid.uuid4().hex[:8]}")  # containerd takes no _ at its end
+    folder.mkdir()
+    engine = OwnEngine(folder)
     try:
         engine.start()
         engine.load([images.base, images.workspace, images.gateway])
