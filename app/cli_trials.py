@@ -20,7 +20,8 @@ from app.engines.jobs import Report
 from app.errors import SandgateError
 from app.ids_and_time import utc_now
 from app.main import make_blueprint, opened_database, sandbox_images
-from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
+from app.sandboxes.pod_clients import AgentClient, GatewayClient
+from app.sandboxes.pod_http import make_http_client
 from app.sandboxes.rehearsed_lists import RehearsedLists
 from app.server_jobs import each, opened_trials, package_servers
 from app.settings import ROOT, Settings, read_settings

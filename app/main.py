@@ -35,7 +35,8 @@ from app.sandboxes.directory import Directory
 from app.sandboxes.journal import Journal
 from app.sandboxes.models import CreateSandbox
 from app.sandboxes.planning import WORKSPACE_CAPABILITIES, Blueprint, check_known, plan_sandbox
-from app.sandboxes.pod_clients import make_http_client
+from app.sandboxes.pod_clients import AgentClient
+from app.sandboxes.pod_http import make_http_client
 from app.sandboxes.sandbox_logs import SandboxLogs
 from app.sandboxes.store import Store
 from app.sandboxes.telemetry import Metrics
@@ -117,7 +118,7 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
                 warm_plans=_warm_plans(settings, templates, team.id, catalog, blueprint),
                 now=utc_now,
             )
-            metrics = Metrics(directory, http, now=utc_now)
+            metrics = Metrics(directory, AgentClient(http), now=utc_now)
             volume_pods = VolumePods(engine=engine, http=http, image=tags.workspace)
             api.state.parts = Parts(
                 accounts=accounts,
@@ -332,11 +333,18 @@ def _telling_why(api: ASGIApp) -> ASGIApp:
 @asynccontextmanager
 async def _in_background(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
     task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_log_death)
     try:
         yield
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+def _log_death(task: asyncio.Task[None]) -> None:
+    """Of something that was to work until it is cancelled."""
+    if not task.cancelled():
+        _log.error("background_task_ended", task=task.get_name(), exc_info=task.exception())
 
 
 def make_blueprint(settings: Settings, tags: ImageTags) -> Blueprint:

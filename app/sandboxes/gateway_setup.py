@@ -18,7 +18,7 @@ from app.sandboxes.gateway_plan import GatewayPlan
 from app.sandboxes.image_pulls import ImagePulls
 from app.sandboxes.models import LiveSandbox, McpOptions, PodRecord, Sandbox, ServerStatus
 from app.sandboxes.planning import Blueprint, check_known, find_rehearsals, make_gateway_config, plan_gateway
-from app.sandboxes.pod_clients import GatewayClient, PodUnreachableError
+from app.sandboxes.pod_clients import AnswerRefusedError, GatewayClient, PodUnreachableError
 from app.sandboxes.server_containers import STDIO_BRIDGE, with_bridge
 from app.sandboxes.server_lists import Lists
 from app.sandboxes.server_preparation import prepare_servers
@@ -221,7 +221,11 @@ class GatewaySetup:
                     continue
                 known = recalled.get(fingerprint)
                 if known is None or known.digest != server.digest:
-                    lists = await self._gateways.lists(address, token, server.name)
+                    try:
+                        lists = await self._gateways.lists(address, token, server.name)
+                    except AnswerRefusedError as error:
+                        _log.info("list_not_learned", server=server.name, reason=str(error))
+                        continue
                     await self._memory.remember(sandbox.team_id, fingerprint, server.name, lists)
                     self._search.put(server.name, lists.content)
         except PodUnreachableError as error:

@@ -7,19 +7,19 @@ often as E2B does it, every 5 s, and one that nobody asks about once a minute, w
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
-import httpx
-import orjson
 import structlog
 
 from app.sandboxes.directory import Directory
 from app.sandboxes.failures import sandbox_not_found
 from app.sandboxes.models import LiveSandbox
-from app.sandboxes.pod_clients import AGENT_PORT
+from app.sandboxes.pod_clients import AgentClient, PodUnreachableError
 
 ASKED_INTERVAL_S = 5.0
 UNASKED_INTERVAL_S = 60.0
@@ -27,6 +27,7 @@ _ASKED_FOR_S = 120.0
 """How long a sandbox counts as watched after somebody asked."""
 _MOST_SAMPLES = 360
 """Of one sandbox: half an hour at the short interval, six hours at the long one."""
+_MOST_COUNT = 2**63 - 1
 _AT_ONCE = 8
 _TICK_S = 1.0
 _TIMEOUT_S = 3.0
@@ -60,9 +61,9 @@ class _History:
 class Metrics:
     """`run` it; then ask. The samples of a sandbox are kept while it is paused and go with it."""
 
-    def __init__(self, directory: Directory, http: httpx.AsyncClient, *, now: Callable[[], datetime]) -> None:
+    def __init__(self, directory: Directory, agents: AgentClient, *, now: Callable[[], datetime]) -> None:
         self._directory = directory
-        self._http = http
+        self._agents = agents
         self._now = now
         self._histories: dict[str, _History] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -131,13 +132,13 @@ class Metrics:
             )
             try:
                 async with self._slots, asyncio.timeout(_TIMEOUT_S):
-                    answer = await self._http.get(
-                        f"http://{live.address}:{AGENT_PORT}/metrics", headers={"X-Access-Token": live.access_token}
-                    )
-                answer.raise_for_status()
-                history.samples.append(_sample(answer.content, self._now()))
-            except (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError) as error:
-                _log.info("metrics_missing", sandbox_id=live.sandbox_id, reason=type(error).__name__)
+                    assert live.address is not None
+                    usage = await self._agents.usage(live.address, live.access_token)
+                history.samples.append(_sample(usage, self._now()))
+            except (PodUnreachableError, TimeoutError, ValueError, KeyError, TypeError, OverflowError) as error:
+                _log.info("metrics_missing", sandbox_id=live.sandbox_id, reason=str(error) or type(error).__name__)
+            except Exception:  # noqa: BLE001 - one sandbox's trouble must not end the samples of all others
+                _log.exception("metrics_missing", sandbox_id=live.sandbox_id)
 
     def _history_of(self, sandbox_id: str) -> _History:
         history = self._histories.get(sandbox_id)
@@ -151,16 +152,25 @@ class Metrics:
             self._histories.pop(sandbox_id, None)
 
 
-def _sample(body: bytes, at: datetime) -> Sample:
-    """Raises: ValueError, KeyError, TypeError for what is no sample: the agent runs beside the caller's root."""
-    values = orjson.loads(body)
+def _sample(usage: Any, at: datetime) -> Sample:
+    """Raises: ValueError, KeyError, TypeError, OverflowError for what is none."""
+    cpu_used_pct = float(usage["cpu_used_pct"])
+    if not 0 <= cpu_used_pct < math.inf:
+        raise ValueError("cpu_used_pct is no share of a processor")
     return Sample(
         at=at,
-        cpu_count=int(values["cpu_count"]),
-        cpu_used_pct=float(values["cpu_used_pct"]),
-        memory_used=int(values["mem_used"]),
-        memory_total=int(values["mem_total"]),
-        memory_cache=int(values["mem_cache"]),
-        disk_used=int(values["disk_used"]),
-        disk_total=int(values["disk_total"]),
+        cpu_count=_count(usage["cpu_count"]),
+        cpu_used_pct=cpu_used_pct,
+        memory_used=_count(usage["mem_used"]),
+        memory_total=_count(usage["mem_total"]),
+        memory_cache=_count(usage["mem_cache"]),
+        disk_used=_count(usage["disk_used"]),
+        disk_total=_count(usage["disk_total"]),
     )
+
+
+def _count(value: Any) -> int:
+    count = int(value)
+    if not 0 <= count <= _MOST_COUNT:
+        raise ValueError("a size is negative, or larger than there is")
+    return count

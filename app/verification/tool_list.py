@@ -8,8 +8,11 @@ import httpx
 import orjson
 
 from app.errors import SandgateError
+from app.sandboxes.pod_http import MIB, at_most
 
 _REVISION = "2025-06-18"
+_MOST = 32 * MIB
+"""Bytes of one answer."""
 
 
 class ToolListError(SandgateError):
@@ -26,7 +29,9 @@ async def list_tools(http: httpx.AsyncClient, url: str, token: str, *, timeout_s
     }
 
     async def post(message: dict[str, Any]) -> httpx.Response:
-        return await http.post(url, headers=headers, content=orjson.dumps(message), timeout=timeout_s)
+        return await http.post(
+            url, headers=headers, content=orjson.dumps(message), timeout=timeout_s, extensions=at_most(_MOST)
+        )
 
     client = {"name": "sandgate-verify", "version": "1"}
     hello = {"protocolVersion": _REVISION, "capabilities": {}, "clientInfo": client}

@@ -160,7 +160,7 @@ class VolumePods:
             while True:
                 try:
                     await self._http.get(f"{pod.url}/health", timeout=1.0)
-                except httpx.TransportError:
+                except httpx.HTTPError:
                     await asyncio.sleep(_POLL_S)
                 else:
                     return

@@ -15,6 +15,7 @@ from app.api.application import make_api
 from app.api.dependencies import Parts, SettingsOfApi
 from app.database import Database
 from app.engines.in_memory_engine import InMemoryEngine
+from app.sandboxes.pod_clients import AgentClient
 from app.sandboxes.sandbox_logs import SandboxLogs
 from app.sandboxes.telemetry import Metrics
 from app.secrets import Secrets
@@ -46,7 +47,7 @@ async def app(
                 volumes=Volumes(database=database, vault=vault, engine=engine, pods=volume_pods, now=clock),
                 volume_content=VolumeContent(volume_pods, http),
                 secrets=Secrets(database=database, vault=vault, now=clock),
-                metrics=Metrics(control_plane.directory, http, now=clock),
+                metrics=Metrics(control_plane.directory, AgentClient(http), now=clock),
                 logs=SandboxLogs(control_plane.journal, engine, control_plane.directory),
                 settings=SettingsOfApi(public_url="http://gate.example", sandbox_domain=None, sandbox_size=(1, 512)),
             )

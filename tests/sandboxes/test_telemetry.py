@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from app.errors import NotFound
+from app.sandboxes.pod_clients import AgentClient
 from app.sandboxes.telemetry import Metrics
 from tests.in_process import Clock, ControlPlane, request
 from tests.waiting import until
@@ -35,11 +36,15 @@ class Agents(httpx.AsyncBaseTransport):
         self.asked: list[str] = []
         self.body: object = USAGE
         self.is_silent = False
+        self.failure: Exception | None = None
+        """Raised for the first that is asked."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request.headers["X-Access-Token"])
         if self.is_silent:
             raise httpx.ConnectError("refused", request=request)
+        if self.failure is not None and len(self.asked) == 1:
+            raise self.failure
         return httpx.Response(200, json=self.body)
 
 
@@ -51,7 +56,7 @@ def agents() -> Agents:
 @asynccontextmanager
 async def watching(control_plane: ControlPlane, agents: Agents, clock: Clock) -> AsyncIterator[Metrics]:
     async with httpx.AsyncClient(transport=agents) as http:
-        metrics = Metrics(control_plane.directory, http, now=clock)
+        metrics = Metrics(control_plane.directory, AgentClient(http), now=clock)
         running = asyncio.create_task(metrics.run())
         try:
             yield metrics
@@ -119,7 +124,21 @@ async def test_another_team_s_sandbox_is_not_there(control_plane: ControlPlane, 
         assert await metrics.latest("team_other", [sandbox_id]) == {}
 
 
-@pytest.mark.parametrize("body", [[], {}, {**USAGE, "cpu_count": "many"}, {**USAGE, "mem_used": None}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        {},
+        {**USAGE, "cpu_count": "many"},
+        {**USAGE, "mem_used": None},
+        {**USAGE, "cpu_used_pct": "nan"},
+        {**USAGE, "cpu_used_pct": "inf"},
+        {**USAGE, "cpu_used_pct": -1},
+        {**USAGE, "disk_used": 1e300},
+        {**USAGE, "disk_used": "inf"},
+        {**USAGE, "mem_used": -1},
+    ],
+)
 async def test_what_is_no_sample_is_a_gap(
     control_plane: ControlPlane, agents: Agents, clock: Clock, body: object
 ) -> None:
@@ -136,3 +155,17 @@ async def test_an_agent_that_does_not_answer_is_a_gap(
     sandbox_id = (await control_plane.service.create(control_plane.team_id, request())).sandbox.id
     async with watching(control_plane, agents, clock) as metrics:
         assert await metrics.of(control_plane.team_id, sandbox_id, start=None, end=None) == []
+
+
+@pytest.mark.parametrize("failure", [httpx.InvalidURL("a:b"), RuntimeError("nobody thought of it")])
+async def test_whatever_one_agent_does_the_others_are_sampled(
+    control_plane: ControlPlane, agents: Agents, clock: Clock, failure: Exception
+) -> None:
+    team_id = control_plane.team_id
+    for _ in range(2):
+        await control_plane.service.create(team_id, request())
+    agents.failure = failure
+    async with watching(control_plane, agents, clock):
+        await until(lambda: len(agents.asked) == 2)
+        await control_plane.service.create(team_id, request())
+        await until(lambda: len(agents.asked) == 3)  # by the same run of the samples in the background

@@ -13,7 +13,8 @@ from app.catalog.merging import Entry
 from app.catalog.rehearsals import rehearsed_fingerprints
 from app.engines.docker_engine import DockerEngine
 from app.main import make_blueprint, make_packages, sandbox_images
-from app.sandboxes.pod_clients import AgentClient, GatewayClient, make_http_client
+from app.sandboxes.pod_clients import AgentClient, GatewayClient
+from app.sandboxes.pod_http import make_http_client
 from app.sandboxes.server_lists import tools_in
 from app.settings import ROOT, Settings
 from app.verification import Verifier
