@@ -109,12 +109,16 @@ class WarmPool:
         self._now = now
         self._is_busy = is_busy
         self._making: set[str] = set()
+        self._claimed: set[str] = set()
+        """Ids of pods that were claimed, as long as rows read earlier may tell otherwise."""
         self._changed = asyncio.Event()
         self._calm_at = 0.0
         """When the servers of the sandbox that was claimed last have had the machine for a while."""
 
     def asked(self, recipe: str, claimed: PodRecord) -> None:
         """A create wanted a pod of this recipe and got `claimed`, warm or not."""
+        if claimed.address is not None:
+            self._claimed.add(claimed.id)
         if (pool := self._pools.get(recipe)) is None:
             return
         pool.claims.append(asyncio.get_running_loop().time())
@@ -145,18 +149,24 @@ class WarmPool:
     # -- looking after what waits -----------------------------------------------------------------------------------
 
     async def sweep(self, recorded: Mapping[str, PodRecord], observed: Mapping[str, Pod]) -> None:
-        """Follow the templates, take up the pods that wait, and remove those without a sandbox that nobody can use."""
+        """Follow the templates, take up the pods that wait, and remove those without a sandbox that nobody can use.
+
+        Pods may be made and claimed meanwhile, and since `recorded` was read.
+        """
         await self._plan_anew()
         useless: list[str] = []
         for pod in recorded.values():
-            if pod.sandbox_id is not None or pod.id in self._making:
-                continue
             pool = self._pools.get(pod.recipe or "")
+            if pod.sandbox_id is not None and pool is not None:
+                pool.waiting.discard(pod.id)  # whose create ended before it could say so
+            if pod.sandbox_id is not None or pod.id in self._making or pod.id in self._claimed:
+                continue
             seen = observed.get(pod.id)
             if pool is not None and pod.address is not None and seen is not None and seen.is_running:
                 pool.waiting.add(pod.id)
             elif pool is None or pod.address is not None or pod.id not in pool.waiting:
                 useless.append(pod.id)  # all others have become ready since `recorded` was read
+        self._claimed &= {pod.id for pod in recorded.values() if pod.sandbox_id is None}
         if not self._is_busy():
             useless += await self._silent(recorded)
         for pod_id in useless:

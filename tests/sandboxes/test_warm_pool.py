@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from app.engines.in_memory_engine import InMemoryEngine
-from app.engines.interface import Pod, PodSpec
+from app.engines.interface import ContainerSpec, Limits, Pod, PodSpec
 from app.sandboxes.models import PodRecord
 from app.sandboxes.warm_pool import PoolStatus
-from tests.in_process import Clock, ControlPlane, StartControlPlane, request
+from tests.in_process import IMAGES, Clock, ControlPlane, StartControlPlane, request
 from tests.pods import PodTransport
 from tests.waiting import BOUND_S, until
+
+
+class EngineWithABreak(InMemoryEngine):
+    """Takes its time for the stop of one pod, and makes none before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(IMAGES, address_of=lambda spec: f"{spec.pod_id}.pod")
+        self.looks = 0
+        self.is_stopping = asyncio.Event()
+        self.may_stop = asyncio.Event()
+        self.may_start = asyncio.Event()
+        self.may_start.set()
+
+    async def observe(self) -> Mapping[str, Pod]:
+        self.looks += 1
+        return await super().observe()
+
+    async def start(self, spec: PodSpec) -> Pod:
+        await self.may_start.wait()
+        return await super().start(spec)
+
+    async def stop(self, pod_id: str) -> None:
+        if pod_id == "stray":
+            self.is_stopping.set()
+            await self.may_stop.wait()
+        await super().stop(pod_id)
 
 
 async def waiting(control_plane: ControlPlane) -> list[PodRecord]:
@@ -38,6 +65,28 @@ async def test_a_create_claims_a_pod_that_waits_and_another_takes_its_place(
         assert successor.id != warm.id
         assert pods.pod(f"{successor.id}.pod").inits == []
         assert len(await engine.observe()) == 2
+
+
+async def test_a_pod_that_is_claimed_in_the_middle_of_a_sweep_does_not_count_as_waiting(
+    start_control_plane: StartControlPlane,
+) -> None:
+    engine = EngineWithABreak()
+    async with start_control_plane(engine=engine, warm=2, sweep_interval_s=0.02) as control_plane:
+        await until_waiting(control_plane, 2)
+        # The sweep has read the rows by the time it comes to a pod that none of them knows.
+        workspace = ContainerSpec(role="workspace", image="workspace:1", limits=Limits(memory_mib=1, cpus=1, pids=1))
+        await engine.start(PodSpec(pod_id="stray", containers=(workspace,)))
+        engine.may_start.clear()
+        async with asyncio.timeout(BOUND_S):
+            await engine.is_stopping.wait()
+            for _ in range(2):
+                await control_plane.service.create(control_plane.team_id, request())
+            engine.may_stop.set()
+            looks = engine.looks
+            await until(lambda: engine.looks > looks)  # that sweep is over
+        assert control_plane.service.pools()[0].waiting == 0
+        engine.may_start.set()
+        await until_waiting(control_plane, 2)
 
 
 async def test_a_create_of_another_kind_leaves_the_pool_alone(
