@@ -151,7 +151,7 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
                     make_tls_listener(settings, edge, domain=settings.sandbox_domain, port=settings.tls_port)
                 )
             if workers is not None:
-                await workers.admit(resume)
+                await workers.admit(resume, directory.awaited)
             yield
 
     async def resume(sandbox_id: str) -> None:

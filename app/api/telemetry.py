@@ -81,7 +81,7 @@ async def latest_metrics(
     return SandboxesWithMetrics(sandboxes={sandbox_id: _metric(sample) for sandbox_id, sample in latest.items()})
 
 
-@router.get("/sandboxes/{sandboxID}/metrics", responses=describe_errors(400, 404))
+@router.get("/sandboxes/{sandboxID}/metrics", responses=describe_errors(400, 404, 503))
 async def sandbox_metrics(
     sandbox_id: SandboxId,
     team: CurrentTeam,

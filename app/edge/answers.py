@@ -23,6 +23,8 @@ _PAGE = """<!doctype html>
 </body></html>
 """
 
+_UNAVAILABLE = 503
+_RETRY_AFTER_S = 5
 _BAD_GATEWAY = 1014
 """WebSocket close code, IANA registry."""
 
@@ -55,6 +57,11 @@ class Refusal:
 def not_found(sandbox_id: str) -> Refusal:
     """The sandbox is unknown, killed, expired, or paused and not to be resumed by traffic."""
     return Refusal(502, "The sandbox was not found", sandbox_id)
+
+
+def not_there_yet(sandbox_id: str | None = None) -> Refusal:
+    """The server has just been started and does not know yet where it is."""
+    return Refusal(503, "The sandbox is not available yet. Try again in a moment.", sandbox_id)
 
 
 def port_not_open(sandbox_id: str, port: int) -> Refusal:
@@ -106,6 +113,8 @@ async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
     ]
+    if refusal.status == _UNAVAILABLE:
+        headers.append((b"retry-after", b"%d" % _RETRY_AFTER_S))
     await send({"type": f"{prefix}.start", "status": refusal.status, "headers": headers})
     await send({"type": f"{prefix}.body", "body": body, "more_body": False})
 

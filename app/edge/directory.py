@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 
@@ -42,5 +42,9 @@ class Directory(Protocol):
 
     def find(self, sandbox_id: str) -> Target | None:
         """One dictionary look-up: it is made for every request."""
+
+    @property
+    def awaited(self) -> Collection[str]:
+        """Ids of sandboxes that are alive and cannot be found yet, soon after a start."""
 
     def __iter__(self) -> Iterator[Target]: ...

@@ -1,7 +1,8 @@
 """Messages between the control plane and an edge worker: JSON, a line each, on a socket pair that only the two hold.
 
     control plane → worker
-        {"begin": [<sandbox>, …], "domain": "…" | null, "step": n}   once, after `hello`; the worker serves from then on
+        {"begin": [<sandbox>, …], "awaited": ["<id>", …], "domain": "…" | null, "step": n}
+                                         once, after `hello`; the worker serves from then on
         {"put": <sandbox>, "step": n}    {"remove": "<id>", "step": n}    {"step": n}
         {"answer": <call>, "problem": null | [<status>, "<message>"]}
         {"stop": true}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -42,6 +42,7 @@ class Replica:
     def __init__(self, cut_off: Callable[[str], None], counts: SharedCounts) -> None:
         """`cut_off` is called with the id of a sandbox that is removed or is no longer where it was reached."""
         self._known: dict[str, KnownSandbox] = {}
+        self._awaited: set[str] = set()
         self._cut_off = cut_off
         self._counts = counts
 
@@ -51,12 +52,18 @@ class Replica:
     def __iter__(self) -> Iterator[KnownSandbox]:
         return iter(self._known.values())
 
-    def fill(self, sandboxes: Iterable[KnownSandbox]) -> None:
+    @property
+    def awaited(self) -> Collection[str]:
+        return self._awaited
+
+    def fill(self, sandboxes: Iterable[KnownSandbox], awaited: Iterable[str]) -> None:
         """Take what there is to begin with."""
+        self._awaited.update(awaited)
         for known in sandboxes:
             self.put(known)
 
     def put(self, known: KnownSandbox) -> None:
+        self._awaited.discard(known.sandbox_id)
         before = self._known.get(known.sandbox_id)
         self._known[known.sandbox_id] = known
         self._counts.place(known.sandbox_id, known.place)
@@ -64,6 +71,7 @@ class Replica:
             self._cut_off(known.sandbox_id)
 
     def remove(self, sandbox_id: str) -> None:
+        self._awaited.discard(sandbox_id)
         if self._known.pop(sandbox_id, None) is not None:
             self._cut_off(sandbox_id)
             self._counts.forget(sandbox_id)

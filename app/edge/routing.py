@@ -18,6 +18,7 @@ from app.edge.answers import (
     Refusal,
     may_not_resume,
     not_found,
+    not_there_yet,
     traffic_token_invalid,
     traffic_token_missing,
 )
@@ -102,7 +103,7 @@ class Router:
         if path == b"/files" and has_signature(scope["query_string"]):
             target = find_signer(self._directory, scope.get("method", "GET"), scope["query_string"])
             if target is None:
-                return Refusal(401, "invalid signature")
+                return not_there_yet() if self._directory.awaited else Refusal(401, "invalid signature")
             return self._to_port(target.sandbox_id, AGENT_PORT, path, scope)
         return None
 
@@ -121,6 +122,8 @@ class Router:
 
     def _to_port(self, sandbox_id: str, port: int, path: bytes, scope: Scope) -> Route | Asleep | Refusal:
         target = self._directory.find(sandbox_id)
+        if target is None and sandbox_id in self._directory.awaited:
+            return not_there_yet(sandbox_id)
         if target is None or (target.address is None and not target.may_resume):
             return not_found(sandbox_id)
         if port in _PRIVATE_PORTS or (port == AGENT_PORT and not _is_public_agent_path(path)):

@@ -61,8 +61,8 @@ class ControlPlane:
                 self.replica.put(KnownSandbox(**known))
             case {"remove": sandbox_id}:
                 self.replica.remove(sandbox_id)
-            case {"begin": sandboxes, "domain": domain}:
-                self.replica.fill(KnownSandbox(**known) for known in sandboxes)
+            case {"begin": sandboxes, "awaited": awaited, "domain": domain}:
+                self.replica.fill((KnownSandbox(**known) for known in sandboxes), awaited)
                 self.began.set_result(domain)
             case {"answer": call, "problem": problem}:
                 self._answer(call, problem)

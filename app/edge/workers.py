@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -47,7 +47,7 @@ class EdgeWorkersError(SandgateError):
 
 
 class EdgeWorkers:
-    """`async with` it: the processes start. `admit` once the directory is complete: they serve."""
+    """`async with` it: the processes start. `admit` once it is known which sandboxes are alive: they serve."""
 
     def __init__(
         self,
@@ -68,6 +68,8 @@ class EdgeWorkers:
         self._counts = make_table(len(listeners))
         self._places = Places()
         self._known: dict[str, KnownSandbox] = {}
+        self._awaited: set[str] = set()
+        """As the directory has them."""
         self._step = 0
         self._links: set[_Link] = set()
         """Workers that have been told what there is, and are told every change."""
@@ -109,8 +111,12 @@ class EdgeWorkers:
         for listener in self._listeners:
             listener.close()
 
-    async def admit(self, resume: Resume) -> None:
-        """Let the workers serve; returns once all do, or at least one after a while. Raises: EdgeWorkersError."""
+    async def admit(self, resume: Resume, awaited: Iterable[str] = ()) -> None:
+        """Let the workers serve; returns once all do, or at least one after a while. Raises: EdgeWorkersError.
+
+        Of the sandboxes that are `awaited` they are told later; until then requests for them are answered with 503.
+        """
+        self._awaited = set(awaited)
         self._resume.set_result(resume)
         with suppress(TimeoutError):
             async with asyncio.timeout(_START_LIMIT_S):
@@ -135,10 +141,13 @@ class EdgeWorkers:
     def tell(self, sandbox_id: str, target: Target | None) -> None:
         """What is known of a sandbox changed; None: it is gone. Returns before the workers know."""
         before = self._known.get(sandbox_id)
+        was_awaited = sandbox_id in self._awaited
+        self._awaited.discard(sandbox_id)
         if target is None:
             if before is not None:
                 del self._known[sandbox_id]
                 self._places.leave(before.place)
+            if before is not None or was_awaited:
                 self._send({"remove": sandbox_id})
             return
         known = KnownSandbox.of(target, self._places.take() if before is None else before.place)
@@ -235,8 +244,8 @@ class EdgeWorkers:
             async with asyncio.timeout(_START_LIMIT_S):
                 await link.hello
             link.resume = await asyncio.shield(self._resume)
-            begin = {"begin": list(self._known.values()), "domain": self._sandbox_domain, "step": self._step}
-            link.lines.send(begin)
+            begin = {"begin": list(self._known.values()), "awaited": list(self._awaited)}
+            link.lines.send({**begin, "domain": self._sandbox_domain, "step": self._step})
             self._links.add(link)
             status = await process.wait()
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from app.sandboxes.models import LiveSandbox
@@ -11,6 +11,7 @@ from app.sandboxes.models import LiveSandbox
 class Directory:
     def __init__(self) -> None:
         self._live: dict[str, LiveSandbox] = {}
+        self._awaited: set[str] = set()
         self._change_listeners: list[Callable[[str, LiveSandbox | None], None]] = []
         self._cut_off_listeners: list[Callable[[str], None]] = []
 
@@ -20,8 +21,18 @@ class Directory:
     def __iter__(self) -> Iterator[LiveSandbox]:
         return iter(tuple(self._live.values()))
 
+    @property
+    def awaited(self) -> Collection[str]:
+        """Ids of sandboxes that are alive by their rows and that this process has not taken up yet."""
+        return self._awaited
+
+    def expect(self, sandbox_ids: Iterable[str]) -> None:
+        """These are alive: until each is put or removed, nobody is to be told that there is no such sandbox."""
+        self._awaited.update(sandbox_ids)
+
     def put(self, live: LiveSandbox) -> None:
         """Add a sandbox, or replace what is known of it."""
+        self._awaited.discard(live.sandbox_id)
         before = self._live.get(live.sandbox_id)
         self._live[live.sandbox_id] = live
         self._tell_change(live.sandbox_id, live)
@@ -35,7 +46,9 @@ class Directory:
 
     def remove(self, sandbox_id: str) -> None:
         """Nothing more is routed to this sandbox."""
-        if self._live.pop(sandbox_id, None) is not None:
+        was_awaited = sandbox_id in self._awaited
+        self._awaited.discard(sandbox_id)
+        if self._live.pop(sandbox_id, None) is not None or was_awaited:
             self._tell_change(sandbox_id, None)
             self._tell_cut_off(sandbox_id)
 

@@ -18,12 +18,23 @@ from app.errors import (
     SandgateError,
     ServerStartFailed,
 )
+from app.sandboxes.directory import Directory
 from app.sandboxes.models import ServerStatus
 from app.sandboxes.planning import SandboxPlan
 
 
 def sandbox_not_found(sandbox_id: str) -> NotFound:
     return NotFound(f"Sandbox {sandbox_id} was not found. It never was, was killed, or has reached its end of life.")
+
+
+def sandbox_missing(sandbox_id: str, directory: Directory) -> Problem:
+    """Why the directory does not know a sandbox."""
+    if sandbox_id in directory.awaited:
+        return EngineAway(
+            f"Sandbox {sandbox_id} cannot be used yet: since the server was started, its containers could not be looked"
+            " up on the container engine. Try again soon; `sandgate doctor` tells more."
+        )
+    return sandbox_not_found(sandbox_id)
 
 
 def raise_for(failures: Mapping[str, str], what: str = "Failed to start MCP gateway") -> None:

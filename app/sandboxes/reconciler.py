@@ -73,6 +73,7 @@ class Reconciler:
         """
         # Before the first move of this process: what is moving now was moved by one that is gone.
         await self._store.abandon_moves()
+        self._directory.expect(await self._store.alive_ids())
         async with self._background:
             spawn = self._background.spawn
             spawn(self._adopt_and_sweep(), "sweep")

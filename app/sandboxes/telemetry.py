@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from app.sandboxes.directory import Directory
-from app.sandboxes.failures import sandbox_not_found
+from app.sandboxes.failures import sandbox_missing
 from app.sandboxes.models import LiveSandbox
 from app.sandboxes.pod_clients import AgentClient, PodUnreachableError
 
@@ -85,11 +85,11 @@ class Metrics:
     ) -> Sequence[Sample]:
         """Samples from `start` to `end`, oldest first; of a running sandbox there is one that is at most 5 s old.
 
-        Raises: NotFound, also for another team's sandbox.
+        Raises: NotFound, also for another team's sandbox; EngineAway.
         """
         live = self._find(team_id, sandbox_id)
         if live is None:
-            raise sandbox_not_found(sandbox_id)
+            raise sandbox_missing(sandbox_id, self._directory)
         return [
             sample
             for sample in (await self._look(live)).samples

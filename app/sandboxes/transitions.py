@@ -24,7 +24,7 @@ from app.packages import PackageStore
 from app.sandboxes.background import Background
 from app.sandboxes.container_calls import ContainerCalls
 from app.sandboxes.directory import Directory
-from app.sandboxes.failures import engine_problem, sandbox_not_found, start_problem
+from app.sandboxes.failures import engine_problem, sandbox_missing, sandbox_not_found, start_problem
 from app.sandboxes.gateway_requests import GatewayRequests
 from app.sandboxes.gateway_setup import GatewaySetup
 from app.sandboxes.image_pulls import ImagePulls
@@ -277,7 +277,7 @@ class Transitions:
     async def _resume(self, sandbox_id: str, timeout_s: int, reboot: bool) -> BroughtUp:
         live = self._directory.find(sandbox_id)
         if live is None:
-            raise sandbox_not_found(sandbox_id)
+            raise sandbox_missing(sandbox_id, self._directory)
         if live.address is not None:
             return BroughtUp(live, ())
         sandbox, pod, mode = live.sandbox, live.pod, live.sandbox.pause_mode
@@ -318,12 +318,15 @@ class Transitions:
     async def replace_servers(
         self, sandbox_id: str, mcp: Mapping[str, Mapping[str, Any]], options: McpOptions
     ) -> BroughtUp:
-        """Give a running sandbox other MCP servers. Raises: NotFound, Conflict, InvalidRequest, ServerStartFailed."""
+        """Give a running sandbox other MCP servers.
+
+        Raises: NotFound, Conflict, InvalidRequest, EngineAway, ServerStartFailed.
+        """
 
         async def replace_them() -> BroughtUp:
             live = self._directory.find(sandbox_id)
             if live is None:
-                raise sandbox_not_found(sandbox_id)
+                raise sandbox_missing(sandbox_id, self._directory)
             if live.address is None:
                 raise Conflict(f"Sandbox {sandbox_id} is paused: connect to it first.")
             try:
@@ -339,9 +342,11 @@ class Transitions:
         return await self._moves.run(sandbox_id, replace_them, name="set servers of")
 
     async def answers(self, sandbox_id: str) -> bool:
-        """Whether the sandbox's agent answers within 5 s."""
+        """Whether the sandbox's agent answers within 5 s. Raises: NotFound, EngineAway."""
         live = self._directory.find(sandbox_id)
-        if live is None or live.address is None:
+        if live is None:
+            raise sandbox_missing(sandbox_id, self._directory)
+        if live.address is None:
             return False
         return await self._agents.is_healthy(live.address)
 
@@ -354,7 +359,7 @@ class Transitions:
         async def save() -> None:
             live = self._directory.find(sandbox_id)
             if live is None:
-                raise sandbox_not_found(sandbox_id)
+                raise sandbox_missing(sandbox_id, self._directory)
             try:
                 await self._engine.snapshot(live.pod.id, _WORKSPACE, image)
             except Exception as error:
@@ -368,7 +373,7 @@ class Transitions:
         async def put_in_force() -> None:
             live = self._directory.find(sandbox_id)
             if live is None:
-                raise sandbox_not_found(sandbox_id)
+                raise sandbox_missing(sandbox_id, self._directory)
             # The row first: what it says is put in force again by whoever starts next.
             await self._store.set_network(sandbox_id, rules)
             self._directory.change(sandbox_id, network=rules)

@@ -44,6 +44,7 @@ class Pods(dict[str, Pod]):
 
     def __init__(self, *pods: Pod) -> None:
         super().__init__((pod.sandbox_id, pod) for pod in pods)
+        self.awaited: set[str] = set()
         self.on_resume: Callable[[str], Awaitable[None]] = self._cannot_resume
 
     async def resume(self, sandbox_id: str) -> None:

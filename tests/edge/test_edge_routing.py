@@ -32,6 +32,7 @@ def resolve(
     query: str = "",
     method: str = "GET",
     domain: str | None = "sbx.example.test:8443",
+    pods: Pods = PODS,
 ) -> tuple[Any, ...] | None:
     """(sandbox, port, path) of a route, (status, message) of a refusal, (sandbox,) of one asleep, None for the API."""
     given = [("host", host), *(headers or {}).items(), *(pairs or [])]
@@ -43,7 +44,7 @@ def resolve(
         "query_string": query.encode(),
         "headers": [(name.lower().encode(), value.encode()) for name, value in given],
     }
-    match Router(PODS, sandbox_domain=domain).resolve(scope):
+    match Router(pods, sandbox_domain=domain).resolve(scope):
         case Route() as route:
             return route.target.sandbox_id, route.port, route.path.decode()
         case Refusal() as refusal:
@@ -225,6 +226,18 @@ def test_an_expired_signature_is_left_to_the_agent() -> None:
 
 def test_a_signed_url_of_a_paused_sandbox_is_not_found() -> None:
     assert signed("GET", "read", token="token-three") == (502, NOT_FOUND)
+
+
+def test_what_is_alive_and_not_taken_up_yet_is_not_said_to_be_missing() -> None:
+    pods = Pods(Pod("i1", "127.0.0.1", "token-one"))
+    pods.awaited = {"isoon"}
+    not_yet = (503, "The sandbox is not available yet. Try again in a moment.")
+    headers = {"E2b-Sandbox-Id": "isoon", "E2b-Sandbox-Port": "49983"}
+    assert resolve(headers=headers, pods=pods) == not_yet
+    assert resolve("/sandboxes/isoon/mcp", pods=pods) == not_yet
+    assert resolve("/files", query="path=a&signature=v1_nobody's", pods=pods) == not_yet
+    assert resolve("/sandboxes/ielse/mcp", pods=pods) == (502, NOT_FOUND)
+    assert resolve("/sandboxes/i1/mcp", pods=pods) == ("i1", 50005, "/mcp")
 
 
 def test_a_signature_that_fits_no_sandbox_is_refused() -> None:

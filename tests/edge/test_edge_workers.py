@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -133,7 +133,9 @@ class Fleet:
 
 
 @asynccontextmanager
-async def a_fleet(home: Path, *, count: int = 2, acknowledged_within_s: float = 20.0) -> AsyncIterator[Fleet]:
+async def a_fleet(
+    home: Path, *, count: int = 2, acknowledged_within_s: float = 20.0, awaited: Collection[str] = ()
+) -> AsyncIterator[Fleet]:
     first = socket.create_server(("127.0.0.1", 0), reuse_port=True, backlog=100)
     port = first.getsockname()[1]
     others = [socket.create_server(("127.0.0.1", port), reuse_port=True, backlog=100) for _ in range(count - 1)]
@@ -149,7 +151,7 @@ async def a_fleet(home: Path, *, count: int = 2, acknowledged_within_s: float = 
         server = EmbeddedServer(server_config(app, lifespan="off"))
         serving_api = asyncio.create_task(server.serve([workers.listen()]))
         async with workers, client:
-            await workers.admit(fleet._resume)
+            await workers.admit(fleet._resume, awaited)
             yield fleet
         server.should_exit = True
         await serving_api
@@ -201,6 +203,19 @@ async def test_a_killed_sandbox_is_found_by_no_worker_once_its_kill_is_answered(
     fleet.act = lambda: fleet.kill(pod)
     await fleet.client.delete(f"/sandboxes/{pod.sandbox_id}")
     assert await fleet.statuses(pod) == {502}
+
+
+async def test_a_sandbox_that_is_not_taken_up_yet_is_gone_for_no_worker(tmp_path: Path) -> None:
+    soon, dead = Pod("isoon", "127.0.0.1"), Pod("idead", "127.0.0.1")
+    async with a_fleet(tmp_path, awaited=["isoon", "idead"]) as fleet:
+        assert await fleet.statuses(soon) == {503}
+        assert (await fleet.client.get("/", headers=to(soon))).headers["retry-after"] == "5"
+        taken_up = replace(fleet.pod(greets), sandbox_id="isoon")
+        fleet.tell(taken_up)
+        fleet.kill(dead)
+        await fleet.workers.caught_up()
+        assert await fleet.statuses(taken_up) == {200}
+        assert await fleet.statuses(dead) == {502}
 
 
 async def test_an_answer_waits_for_the_slowest_worker(fleet: Fleet) -> None:
