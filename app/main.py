@@ -101,6 +101,7 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
                 uploads=Uploads(settings.home / "template-files", largest_mib=settings.upload_limit_mib, now=utc_now),
                 settings=_build_settings(settings, tags),
                 in_use=store.template_in_use,
+                images_of_forks=store.fork_images,
                 prepare_server=lambda key, report: _prepare_server(key, report, catalog, packages),
                 now=utc_now,
             )

@@ -140,7 +140,12 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
             journal = Journal(database, now=clock)
             memory = ToolMemory(database, now=clock)
             templates = make_template_service(
-                database, engine or shared_engine, tmp_path, now=clock, in_use=store.template_in_use
+                database,
+                engine or shared_engine,
+                tmp_path,
+                now=clock,
+                in_use=store.template_in_use,
+                images_of_forks=store.fork_images,
             )
 
             async def plans() -> list[PoolPlan]:

@@ -14,7 +14,7 @@ from app.errors import InvalidRequest
 from app.settings import ROOT
 from app.templates import TemplateService
 from app.templates.base_images import BuildSettings, read_scripts
-from app.templates.builder import PrepareServer
+from app.templates.builder import ImagesOfForks, PrepareServer
 from app.templates.service import InUse
 from app.templates.store import TemplateStore
 from app.templates.uploads import Uploads
@@ -26,6 +26,10 @@ ALIASES = {"ubuntu:22.04": "foreign:1"}
 
 async def nobody(template_id: str) -> bool:
     return False
+
+
+async def no_images() -> set[str]:
+    return set()
 
 
 async def prepare_server(key: str, report: Callable[[str], None]) -> Sequence[str]:
@@ -43,6 +47,7 @@ def make_template_service(
     *,
     now: Callable[[], datetime],
     in_use: InUse = nobody,
+    images_of_forks: ImagesOfForks = no_images,
     prepare: PrepareServer = prepare_server,
     timeout_s: float = 60,
 ) -> TemplateService:
@@ -61,6 +66,7 @@ def make_template_service(
             scripts=read_scripts(ROOT / "sandbox_images" / "templates"),
         ),
         in_use=in_use,
+        images_of_forks=images_of_forks,
         prepare_server=prepare,
         now=now,
     )

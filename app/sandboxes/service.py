@@ -14,7 +14,7 @@ import orjson
 
 from app.catalog import Catalog
 from app.errors import Conflict, GuestUnresponsive, InvalidRequest, Problem
-from app.ids_and_time import new_id, new_sandbox_id, new_token
+from app.ids_and_time import new_sandbox_id, new_token
 from app.sandboxes.directory import Directory
 from app.sandboxes.expiry import Expiry
 from app.sandboxes.failures import sandbox_missing, sandbox_not_found
@@ -241,7 +241,7 @@ class SandboxService:
     async def snapshot(self, team_id: str, sandbox_id: str, name: str | None) -> Snapshot:
         """Keep the workspace's files as something that sandboxes can be made from. Raises: NotFound, InvalidRequest."""
         sandbox = await self._find(team_id, sandbox_id)
-        image = f"sandgate/snapshot:{new_id('s').replace('_', '')}"
+        image = await self._templates.plan_snapshot(team_id, name)
         await self._transitions.snapshot(sandbox_id, image)
         return await self._templates.add_snapshot(
             team_id, sandbox_id=sandbox_id, image=image, name=name, base=sandbox.template
@@ -262,7 +262,7 @@ class SandboxService:
         if not 1 <= count <= MOST_FORKS:
             raise InvalidRequest(f"count must be 1 to {MOST_FORKS}.")
         source = await self._find(team_id, sandbox_id)
-        image = f"sandgate/fork:{new_id('f').replace('_', '')}"
+        image = self._templates.image_of_fork()
         request = CreateSandbox(
             template=source.template.name,
             timeout_s=timeout_s,

@@ -305,6 +305,10 @@ class Store:
         )
         return await self._ids(query)
 
+    async def fork_images(self) -> set[str]:
+        """Images that are recorded with sandboxes, whether these are left or not."""
+        return set(await self._ids(select(sandboxes.c.fork_image).where(sandboxes.c.fork_image.is_not(None))))
+
     async def forget_fork_image(self, image: str) -> None:
         """The engine does not have it any more."""
         async with self._database.transaction() as connection:

@@ -39,7 +39,8 @@ class BuildSettings:
     """The operator's facts that builds depend on."""
 
     namespace: str
-    """Images of builds are `<namespace>/template:…` and `<namespace>/layer:…`."""
+    """Images of builds and snapshots are `<namespace>/template:…`, of their steps `<namespace>/layer:…`, and what forks
+    are made from `<namespace>/fork:…`."""
     workspace_image: str
     aliases: Mapping[str, str]
     """Name of an image -> the one to use instead of it."""

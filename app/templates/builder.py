@@ -50,6 +50,8 @@ _GIVE_UP_WAITING = timedelta(days=1)
 _YOUNG = timedelta(hours=1)
 """An image without a row may belong to what is being recorded just now."""
 
+ImagesOfForks = Callable[[], Awaitable[set[str]]]
+"""Those that a sandbox is recorded with."""
 Resolve = Callable[[str, str], Awaitable[ResolvedTemplate]]
 """Team and reference -> template."""
 PrepareServer = Callable[[str, Callable[[str], None]], Awaitable[Sequence[str]]]
@@ -77,6 +79,7 @@ class Builder:
         uploads: Uploads,
         settings: BuildSettings,
         resolve: Resolve,
+        images_of_forks: ImagesOfForks,
         prepare_server: PrepareServer,
         now: Callable[[], datetime],
     ) -> None:
@@ -85,6 +88,7 @@ class Builder:
         self._uploads = uploads
         self._settings = settings
         self._resolve = resolve
+        self._images_of_forks = images_of_forks
         self._prepare_server = prepare_server
         self._now = now
         self._layers = Layers(store, engine, namespace=settings.namespace, now=now)
@@ -126,6 +130,9 @@ class Builder:
 
     def image_of(self, build_id: str) -> str:
         return f"{self._settings.namespace}/template:{build_id}"
+
+    def image_of_fork(self, fork_id: str) -> str:
+        return f"{self._settings.namespace}/fork:{fork_id}"
 
     # -- one build --------------------------------------------------------------------------------------------------
 
@@ -293,6 +300,7 @@ class Builder:
     async def _sweep_regularly(self) -> None:
         is_first = True
         while True:
+            self._sweep_wanted.clear()
             try:
                 if is_first:
                     await self._engine.builds.remove_containers()
@@ -302,19 +310,24 @@ class Builder:
                 _log.warning("template_sweep_failed", reason=str(error))
             except Exception:  # noqa: BLE001 - a database that is away for a while must not end the sweep
                 _log.exception("template_sweep_failed")
-            self._sweep_wanted.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_SWEEP_INTERVAL_S):
                     await self._sweep_wanted.wait()
 
     async def _sweep(self) -> None:
-        """Remove images that no tag leads to any more, layers and archives that no build has used for a while."""
+        """Remove images that no tag leads to any more, layers and archives that no build has used for a while.
+
+        Snapshots and forks that were cut off leave images too: an engine may finish one that nobody waits for.
+        """
         young = self._now() - _YOUNG
         await self._store.drop_untagged_images(young)
-        there = await self._engine.builds.images(f"{self._settings.namespace}/template")
+        there = [
+            *await self._engine.builds.images(f"{self._settings.namespace}/template"),
+            *await self._engine.builds.images(f"{self._settings.namespace}/fork"),
+        ]
         # In this order: what a build gave a name to belongs to one under way, or to a row by the time rows are read.
         under_way = {self.image_of(key.partition("/")[2]) for key in self._under_way}
-        needed = await self._store.images() | under_way
+        needed = await self._store.images() | await self._images_of_forks() | under_way
         for image in there:
             if image.name not in needed and image.created_at < young:
                 await self._engine.remove_image(image.name)

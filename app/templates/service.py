@@ -13,7 +13,7 @@ from app.engines.interface import Engine
 from app.errors import InvalidRequest, NotFound
 from app.ids_and_time import new_template_id, rfc3339
 from app.templates.base_images import BuildSettings
-from app.templates.builder import Builder, PrepareServer
+from app.templates.builder import Builder, ImagesOfForks, PrepareServer
 from app.templates.models import (
     BUILT_IN,
     DEFAULT_TAG,
@@ -31,7 +31,7 @@ from app.templates.models import (
 )
 from app.templates.naming import Reference, check_tag, parse_new_name, parse_reference, wanted_tags
 from app.templates.planning import BuildRequest, check_request
-from app.templates.store import TemplateStore
+from app.templates.store import TemplateStore, name_taken
 from app.templates.uploads import Uploads
 
 LOG_PAGE = 100
@@ -54,6 +54,7 @@ class TemplateService:
         uploads: Uploads,
         settings: BuildSettings,
         in_use: InUse,
+        images_of_forks: ImagesOfForks,
         prepare_server: PrepareServer,
         now: Callable[[], datetime],
     ) -> None:
@@ -67,6 +68,7 @@ class TemplateService:
             uploads=uploads,
             settings=settings,
             resolve=self.resolve,
+            images_of_forks=images_of_forks,
             prepare_server=prepare_server,
             now=now,
         )
@@ -233,6 +235,22 @@ class TemplateService:
             raise _no_tag(template, min(missing))
 
     # -- snapshots --------------------------------------------------------------------------------------------------
+
+    async def plan_snapshot(self, team_id: str, name: str | None) -> str:
+        """What the image of a new snapshot is to be called; if it is not added within an hour, it is removed.
+
+        Raises: InvalidRequest, as `add_snapshot`.
+        """
+        if name is not None:
+            reference = self._own(team_id, parse_new_name(name))
+            known = await self._store.find_template(team_id, reference.name, namespace=team_id)
+            if known is not None and known.name == reference.name and known.kind != "snapshot":
+                raise name_taken(known)
+        return self.builder.image_of(str(uuid4()))
+
+    def image_of_fork(self) -> str:
+        """What the image of a new fork is to be called. Sandboxes have to be recorded with it before it is made."""
+        return self.builder.image_of_fork(str(uuid4()))
 
     async def add_snapshot(
         self, team_id: str, *, sandbox_id: str, image: str, name: str | None, base: ResolvedTemplate

@@ -54,7 +54,7 @@ class TemplateStore:
                 await connection.execute(insert(templates).values(**asdict(template)))
                 known = template
             elif known.kind != template.kind:
-                raise InvalidRequest(f"The name {template.name!r} is that of a {known.kind}; choose another one.")
+                raise name_taken(known)
             build = replace(build, template_id=known.id)
             await connection.execute(insert(template_builds).values(**self._columns(build)))
             if build.status is BuildStatus.READY:
@@ -352,6 +352,10 @@ class TemplateStore:
             started_at=row["started_at"],
             finished_at=row["finished_at"],
         )
+
+
+def name_taken(template: Template) -> InvalidRequest:
+    return InvalidRequest(f"The name {template.name!r} is that of a {template.kind}; choose another one.")
 
 
 def _failure_column(failure: BuildFailure) -> dict[str, Any]:
