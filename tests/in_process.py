@@ -85,6 +85,7 @@ class StartControlPlane(Protocol):
         warm_template: str = "base",
         sweep_interval_s: float = 15,
         prepare_interval_s: float = 300,
+        store_class: type[Store] = Store,
     ) -> AbstractAsyncContextManager[ControlPlane]:
         """On the fixture's engine, or on another one; `own_servers` holds definitions beside the shipped ones, `warm`
         is the number of pods of `warm_template` that wait."""
@@ -120,13 +121,14 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         warm_template: str = "base",
         sweep_interval_s: float = 15,
         prepare_interval_s: float = 300,
+        store_class: type[Store] = Store,
     ) -> AsyncIterator[ControlPlane]:
         database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
         await database.migrate()
         accounts = Accounts(database)
         team = await accounts.default_team() or await accounts.create_team("test")
         vault = Vault(tmp_path / "encryption-key")
-        store = Store(database, vault)
+        store = store_class(database, vault)
         catalog = shipped_catalog() if own_servers is None else Catalog.load(SHIPPED_SERVERS, own_servers)
         blueprint = Blueprint(
             workspace_image="workspace:1",

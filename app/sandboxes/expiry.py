@@ -66,19 +66,21 @@ class Expiry:
 
     async def _settle_due(self) -> None:
         self._moved.clear()
-        for sandbox_id in await self._store.expired(self._now()):
+        now = self._now()
+        for sandbox_id in await self._store.expired(now):
             # From its row, because it may not have been adopted yet.
             sandbox = await self._store.find(sandbox_id)
             if sandbox is None:
                 continue
             if sandbox.lifecycle.on_timeout == "kill":
-                self._journal.record(sandbox_id, "Its time is over.")
-                _log.info("sandbox_expired", sandbox_id=sandbox_id)
-                await self._store.ask_to_stop(sandbox_id)
-                self._transitions.stop_soon(sandbox_id)
+                if await self._store.ask_to_stop_if_over(sandbox_id, now):
+                    self._journal.record(sandbox_id, "Its time is over.")
+                    _log.info("sandbox_expired", sandbox_id=sandbox_id)
+                    self._transitions.stop_soon(sandbox_id)
             elif sandbox_id not in self._pausing:
                 self._pausing.add(sandbox_id)
-                self._background.spawn(self._pause_one(sandbox_id, sandbox.lifecycle.pause_mode), f"pause {sandbox_id}")
+                pause = self._pause_one(sandbox_id, sandbox.lifecycle.pause_mode, now)
+                self._background.spawn(pause, f"pause {sandbox_id}")
         self._next = await self._store.next_expiry()
 
     async def _sleep(self) -> None:
@@ -90,11 +92,11 @@ class Expiry:
             async with asyncio.timeout(min(max(sleep_s, 0.0), _LONGEST_SLEEP_S)):
                 await self._moved.wait()
 
-    async def _pause_one(self, sandbox_id: str, mode: PauseMode) -> None:
+    async def _pause_one(self, sandbox_id: str, mode: PauseMode, now: datetime) -> None:
         try:
-            await self._transitions.pause(sandbox_id, mode)
+            await self._transitions.pause(sandbox_id, mode, if_over_at=now)
         except Conflict:
-            pass  # it was stopped or paused meanwhile
+            pass  # it was stopped, paused, or given more time meanwhile
         except Problem as problem:
             _log.warning("automatic_pause_failed", sandbox_id=sandbox_id, reason=problem.message)
             await asyncio.sleep(_PAUSE_RETRY_S)

@@ -175,7 +175,8 @@ class SandboxService:
 
     async def _set_timeout(self, sandbox_id: str, timeout_s: int) -> datetime:
         ends_at = self._now() + timedelta(seconds=timeout_s)
-        await self._store.set_timeout(sandbox_id, ends_at=ends_at, timeout_s=max(timeout_s, 0))
+        if not await self._store.set_timeout(sandbox_id, ends_at=ends_at, timeout_s=max(timeout_s, 0)):
+            raise sandbox_not_found(sandbox_id)  # its time was over just then
         return ends_at
 
     # -- pause, end -------------------------------------------------------------------------------------------------

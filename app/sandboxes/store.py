@@ -175,13 +175,16 @@ class Store:
             await connection.execute(update(pods).where(pods.c.id == pod_id).values(address=address))
         return result.rowcount == 1
 
-    async def ask_to_pause(self, sandbox_id: str, mode: PauseMode) -> bool:
-        """Move the target of a running sandbox to paused. False if it does not run or was told otherwise."""
+    async def ask_to_pause(self, sandbox_id: str, mode: PauseMode, *, if_over_at: datetime | None = None) -> bool:
+        """Move the target of a running sandbox to paused. False if it does not run or was told otherwise.
+
+        `if_over_at`: only if its time is over then.
+        """
+        values = {"target": Status.PAUSED, "pause_mode": mode}
+        if if_over_at is not None:
+            return await self._update(sandbox_id, values, _is_over(if_over_at))
         return await self._update(
-            sandbox_id,
-            {"target": Status.PAUSED, "pause_mode": mode},
-            sandboxes.c.status == Status.RUNNING,
-            sandboxes.c.target == Status.RUNNING,
+            sandbox_id, values, sandboxes.c.status == Status.RUNNING, sandboxes.c.target == Status.RUNNING
         )
 
     async def mark_paused(self, sandbox_id: str, mode: PauseMode) -> bool:
@@ -220,8 +223,10 @@ class Store:
             sandboxes.c.target == Status.RUNNING,
         )
 
-    async def set_timeout(self, sandbox_id: str, *, ends_at: datetime, timeout_s: int) -> None:
-        await self._update(sandbox_id, {"ends_at": ends_at, "timeout_s": timeout_s})
+    async def set_timeout(self, sandbox_id: str, *, ends_at: datetime, timeout_s: int) -> bool:
+        """False if the sandbox was told to stop."""
+        values = {"ends_at": ends_at, "timeout_s": timeout_s}
+        return await self._update(sandbox_id, values, sandboxes.c.target.in_(_ALIVE))
 
     async def set_network(self, sandbox_id: str, network: NetworkRules) -> None:
         await self._update(sandbox_id, {"network": asdict(network)}, sandboxes.c.target.in_(_ALIVE))
@@ -243,6 +248,10 @@ class Store:
         if team_id is not None:
             conditions.append(sandboxes.c.team_id == team_id)
         return await self._update(sandbox_id, values, *conditions)
+
+    async def ask_to_stop_if_over(self, sandbox_id: str, now: datetime) -> bool:
+        """Move the target of a running sandbox to stopped, if its time is over. Somebody may have lengthened it."""
+        return await self._update(sandbox_id, {"target": Status.STOPPED, "failure": None}, _is_over(now))
 
     async def abandon_moves(self) -> None:
         """Settle what a control plane that is gone was about to do: nobody waits for it any more.
@@ -271,10 +280,7 @@ class Store:
         return await self._ids(query)
 
     async def expired(self, now: datetime) -> list[str]:
-        query = select(sandboxes.c.id).where(
-            sandboxes.c.target == Status.RUNNING, sandboxes.c.status == Status.RUNNING, sandboxes.c.ends_at <= now
-        )
-        return await self._ids(query)
+        return await self._ids(select(sandboxes.c.id).where(_is_over(now)))
 
     async def next_expiry(self) -> datetime | None:
         query = select(sandboxes.c.ends_at).where(
@@ -460,6 +466,10 @@ class Store:
 
 def _alive(query: Select[Any]) -> Select[Any]:
     return query.where(sandboxes.c.status.in_(_ALIVE), sandboxes.c.target.in_(_ALIVE))
+
+
+def _is_over(now: datetime) -> ColumnElement[bool]:
+    return and_(sandboxes.c.target == Status.RUNNING, sandboxes.c.status == Status.RUNNING, sandboxes.c.ends_at <= now)
 
 
 def _network_rules(stored: Mapping[str, Any]) -> NetworkRules:

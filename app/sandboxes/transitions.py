@@ -231,12 +231,15 @@ class Transitions:
 
     # -- pausing and resuming ---------------------------------------------------------------------------------------
 
-    async def pause(self, sandbox_id: str, mode: PauseMode) -> None:
-        """Raises: Conflict if the sandbox does not run, EngineAway, SandboxFailed."""
-        await self._moves.run(sandbox_id, lambda: self._pause(sandbox_id, mode), name="pause")
+    async def pause(self, sandbox_id: str, mode: PauseMode, *, if_over_at: datetime | None = None) -> None:
+        """`if_over_at`: only if its time is over then.
 
-    async def _pause(self, sandbox_id: str, mode: PauseMode) -> None:
-        if not await self._store.ask_to_pause(sandbox_id, mode):
+        Raises: Conflict if the sandbox does not run, or has time left; EngineAway, SandboxFailed.
+        """
+        await self._moves.run(sandbox_id, lambda: self._pause(sandbox_id, mode, if_over_at), name="pause")
+
+    async def _pause(self, sandbox_id: str, mode: PauseMode, if_over_at: datetime | None) -> None:
+        if not await self._store.ask_to_pause(sandbox_id, mode, if_over_at=if_over_at):
             raise Conflict(f"Sandbox {sandbox_id} is not running, so it cannot be paused.")
         live = self._directory.find(sandbox_id)
         try:

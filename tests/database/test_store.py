@@ -185,8 +185,22 @@ async def test_expiry_is_by_the_moment_given(store: Store, team_id: str) -> None
     assert await store.expired(NOW) == []
     assert await store.expired(NOW + MINUTE) == [soon.id]
     assert await store.next_expiry() == NOW + MINUTE
-    await store.set_timeout(soon.id, ends_at=NOW + 9 * MINUTE, timeout_s=540)
+    assert await store.set_timeout(soon.id, ends_at=NOW + 9 * MINUTE, timeout_s=540)
     assert await store.next_expiry() == later.ends_at
+
+
+async def test_only_what_is_over_ends_by_its_time(store: Store, team_id: str) -> None:
+    sandbox, _ = await insert_running(store, team_id, ends_at=NOW + MINUTE)
+    assert not await store.ask_to_stop_if_over(sandbox.id, NOW)
+    assert not await store.ask_to_pause(sandbox.id, PauseMode.MEMORY, if_over_at=NOW)
+    assert await store.ask_to_stop_if_over(sandbox.id, NOW + MINUTE)
+    assert not await store.set_timeout(sandbox.id, ends_at=NOW + 9 * MINUTE, timeout_s=540)
+
+
+async def test_only_what_is_over_is_paused_by_its_time(store: Store, team_id: str) -> None:
+    sandbox, _ = await insert_running(store, team_id, ends_at=NOW + MINUTE)
+    assert await store.ask_to_pause(sandbox.id, PauseMode.MEMORY, if_over_at=NOW + MINUTE)
+    assert not await store.ask_to_stop_if_over(sandbox.id, NOW + MINUTE)
 
 
 async def test_a_pause_and_a_resume_are_two_steps_each(store: Store, team_id: str) -> None:

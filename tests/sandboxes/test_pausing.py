@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta
+from typing import Literal
 
 import pytest
 
@@ -10,6 +12,7 @@ from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Pod
 from app.errors import Conflict, EngineError, GuestUnresponsive, NotFound, SandboxFailed
 from app.sandboxes.models import Lifecycle, PauseMode, Sandbox, ServerStatus, Status
+from app.sandboxes.store import Store
 from tests.in_process import IMAGES, Clock, ControlPlane, StartControlPlane, request
 from tests.pods import PodTransport, ready
 from tests.waiting import BOUND_S, until
@@ -144,6 +147,38 @@ async def test_a_sandbox_may_be_paused_when_its_time_is_over(
     control_plane.expiry.moved()
     assert (await until_state(control_plane, sandbox.id, Status.PAUSED)).pause_mode is mode
     assert await states(engine) == {"paused" if mode is MEMORY else "exited"}
+
+
+class StoreThatIsAskedLate(Store):
+    """Gives a sandbox more time just after it has told that its time is over."""
+
+    looks = 0
+    extended = False
+
+    async def expired(self, now: datetime) -> list[str]:
+        self.looks += 1
+        over = await super().expired(now)
+        for sandbox_id in over:
+            self.extended = await self.set_timeout(sandbox_id, ends_at=now + timedelta(hours=1), timeout_s=3600)
+        return over
+
+
+@pytest.mark.parametrize("on_timeout", ["kill", "pause"])
+async def test_a_sandbox_that_is_given_more_time_at_the_last_moment_goes_on(
+    start_control_plane: StartControlPlane, clock: Clock, on_timeout: Literal["kill", "pause"]
+) -> None:
+    async with start_control_plane(store_class=StoreThatIsAskedLate) as control_plane:
+        sandbox = await create(control_plane, lifecycle=Lifecycle(on_timeout=on_timeout))
+        store = control_plane.store
+        assert isinstance(store, StoreThatIsAskedLate)
+        clock.advance(seconds=61)
+        control_plane.expiry.moved()
+        await until(lambda: store.extended)
+        looks = store.looks
+        control_plane.expiry.moved()
+        await until(lambda: store.looks > looks)  # it is done with what it was told before
+        view = await control_plane.service.get(control_plane.team_id, sandbox.id)
+        assert (view.sandbox.status, view.sandbox.target) == (Status.RUNNING, Status.RUNNING)
 
 
 async def test_traffic_wakes_a_sandbox_that_may_be_woken(control_plane: ControlPlane) -> None:
