@@ -12,12 +12,13 @@ from typing import Any
 import structlog
 
 from app.catalog import CallError
-from app.errors import SandgateError
+from app.errors import Conflict, SandgateError
 from app.sandboxes.container_calls import ContainerCalls
 from app.sandboxes.directory import Directory
 from app.sandboxes.failures import engine_problem
 from app.sandboxes.gateway_setup import GatewaySetup
 from app.sandboxes.models import LiveSandbox
+from app.sandboxes.moves import Moves
 from app.sandboxes.pod_clients import GatewayClient, PodUnreachableError
 
 _POLL_S = 50.0
@@ -37,12 +38,14 @@ class GatewayRequests:
         calls: ContainerCalls,
         gateways: GatewayClient,
         directory: Directory,
+        moves: Moves,
         spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
     ) -> None:
         self._setup = setup
         self._calls = calls
         self._gateways = gateways
         self._directory = directory
+        self._moves = moves
         self._spawn = spawn
         self._watches: dict[str, asyncio.Task[None]] = {}
         directory.on_cut_off(self._end_watch)
@@ -121,18 +124,24 @@ class GatewayRequests:
 
     async def _configure(self, sandbox_id: str, request: Mapping[str, Any]) -> str | None:
         """What went wrong, or None."""
-        live = self._directory.find(sandbox_id)
-        if live is None or live.address is None:
-            return f"Sandbox {sandbox_id} does not run any more."
+        deadline = asyncio.get_running_loop().time() + _DEADLINE_S
+
+        async def replace_servers() -> None:
+            live = self._directory.find(sandbox_id)
+            if live is None or live.address is None:
+                raise Conflict(f"Sandbox {sandbox_id} does not run any more.")
+            async with asyncio.timeout_at(deadline):
+                options = live.sandbox.secrets.mcp_options
+                await self._setup.replace_servers(
+                    live, live.address, request["mcp"], options, caller_token=request["token"], wait_s=_DEADLINE_S
+                )
+
         try:
-            async with asyncio.timeout(_DEADLINE_S):
+            async with asyncio.timeout_at(deadline):
                 if "pull" in request:
                     await self._setup.fetch_beforehand(request["pull"], wait_s=_FETCH_WAIT_S)
                 else:
-                    options = live.sandbox.secrets.mcp_options
-                    await self._setup.replace_servers(
-                        live, live.address, request["mcp"], options, caller_token=request["token"], wait_s=_DEADLINE_S
-                    )
+                    await self._moves.run(sandbox_id, replace_servers, name="set servers of")
         except SandgateError as error:
             return engine_problem(error, f"The MCP servers of sandbox {sandbox_id} could not be set").message
         except TimeoutError:

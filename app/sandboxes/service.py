@@ -213,16 +213,13 @@ class SandboxService:
     ) -> SandboxView:
         """Add, replace and, where the value is None, remove MCP servers of a running sandbox.
 
-        Raises: NotFound, Conflict (no gateway, or paused), and what `Transitions.replace_servers` raises.
+        Raises: NotFound, Conflict (no gateway, or paused), and what `Transitions.change_servers` raises.
         """
         sandbox = await self._find(team_id, sandbox_id)
         if not sandbox.has_gateway:
             raise Conflict(f"Sandbox {sandbox_id} has no gateway: create it with mcp, which may be empty.")
-        servers = {**sandbox.secrets.mcp, **changes}
-        wanted = {key: given for key, given in servers.items() if given is not None}
-        options = options or sandbox.secrets.mcp_options
-        replaced = await self._transitions.replace_servers(sandbox_id, wanted, options)
-        return SandboxView(replaced.live.sandbox, replaced.servers)
+        changed = await self._transitions.change_servers(sandbox_id, changes, options)
+        return SandboxView(changed.live.sandbox, changed.servers)
 
     # -- network ----------------------------------------------------------------------------------------------------
 

@@ -108,6 +108,7 @@ class Transitions:
             calls=ContainerCalls(engine),
             gateways=gateways,
             directory=directory,
+            moves=self._moves,
             spawn=background.spawn,
         )
 
@@ -318,23 +319,26 @@ class Transitions:
         _log.info("sandbox_resumed", sandbox_id=sandbox_id, mode=mode)
         return BroughtUp(running, servers)
 
-    async def replace_servers(
-        self, sandbox_id: str, mcp: Mapping[str, Mapping[str, Any]], options: McpOptions
+    async def change_servers(
+        self, sandbox_id: str, changes: Mapping[str, Mapping[str, Any] | None], options: McpOptions | None
     ) -> BroughtUp:
-        """Give a running sandbox other MCP servers.
+        """Add, replace and, where the value is None, remove MCP servers of a running sandbox. No options: as they are.
 
         Raises: NotFound, Conflict, InvalidRequest, EngineAway, ServerStartFailed.
         """
 
-        async def replace_them() -> BroughtUp:
+        async def change_them() -> BroughtUp:
             live = self._directory.find(sandbox_id)
             if live is None:
                 raise sandbox_missing(sandbox_id, self._directory)
             if live.address is None:
                 raise Conflict(f"Sandbox {sandbox_id} is paused: connect to it first.")
+            secrets = live.sandbox.secrets
+            mcp = {key: given for key, given in {**secrets.mcp, **changes}.items() if given is not None}
+            wanted = options or secrets.mcp_options
             try:
                 live, servers = await self._setup.replace_servers(
-                    live, live.address, mcp, options, caller_token=None, wait_s=_SERVERS_WAIT_S
+                    live, live.address, mcp, wanted, caller_token=None, wait_s=_SERVERS_WAIT_S
                 )
             except SandgateError as error:
                 raise engine_problem(error, f"The MCP servers of sandbox {sandbox_id} could not be replaced") from error
@@ -342,7 +346,7 @@ class Transitions:
             self._learn_soon(live)
             return BroughtUp(live, servers)
 
-        return await self._moves.run(sandbox_id, replace_them, name="set servers of")
+        return await self._moves.run(sandbox_id, change_them, name="set servers of")
 
     async def answers(self, sandbox_id: str) -> bool:
         """Whether the sandbox's agent answers within 5 s. Raises: NotFound, EngineAway."""

@@ -357,6 +357,41 @@ async def test_the_workspace_can_replace_the_servers(control_plane: ControlPlane
     assert recorded.secrets.mcp == {"fetch": {}}
 
 
+async def test_changes_of_servers_from_inside_and_outside_come_one_after_the_other(
+    control_plane: ControlPlane, pods: PodTransport
+) -> None:
+    team_id, service = control_plane.team_id, control_plane.service
+    sandbox_id = (await service.create(team_id, request(mcp={"time": {}}))).sandbox.id
+    live = control_plane.directory.find(sandbox_id)
+    assert live is not None
+    assert live.address is not None
+    pod = pods.pod(live.address)
+    pods.configuring.clear()
+    async with asyncio.timeout(BOUND_S), asyncio.TaskGroup() as group:
+        group.create_task(service.change_servers(team_id, sandbox_id, {"fetch": {}}, None))
+        await until(lambda: len(pod.configs) == 2)
+        await pod.requests.put({"id": "r1", "mcp": {"fetch": {}}, "token": "chosen"})
+        await until(lambda: pod.unsettled)
+        for _ in range(50):  # far more turns than it takes to change the servers
+            await control_plane.store.alive()
+        assert len(pod.configs) == 2
+        pods.configuring.set()
+        assert (await pod.settled.get())["ok"] is True
+    assert [server["name"] for server in pod.configs[-1]["servers"]] == ["fetch"]
+    (recorded,) = await control_plane.store.alive()
+    assert recorded.secrets.mcp == {"fetch": {}}
+
+
+async def test_two_changes_of_servers_at_a_time_both_hold(control_plane: ControlPlane) -> None:
+    team_id, service = control_plane.team_id, control_plane.service
+    sandbox_id = (await service.create(team_id, request(mcp={"time": {}}))).sandbox.id
+    async with asyncio.TaskGroup() as group:
+        group.create_task(service.change_servers(team_id, sandbox_id, {"fetch": {}}, None))
+        group.create_task(service.change_servers(team_id, sandbox_id, {"time": None}, None))
+    (recorded,) = await control_plane.store.alive()
+    assert recorded.secrets.mcp == {"fetch": {}}
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
