@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from app.catalog import CallError
-from app.errors import Conflict, SandgateError
+from app.errors import Conflict, InvalidRequest, SandgateError
 from app.sandboxes.container_calls import ContainerCalls
 from app.sandboxes.directory import Directory
 from app.sandboxes.failures import engine_problem
@@ -108,14 +108,17 @@ class GatewayRequests:
             return
         failure: str | None = None
         outcome: Mapping[str, Any] | None = None
-        if "run" in request:
-            try:
+        try:
+            if "run" in request:
                 outcome = await self._calls.carry_out(live, request["run"])
-            except CallError as error:
-                failure = str(error)
-        else:
-            async with one_at_a_time:
-                failure = await self._configure(sandbox_id, request)
+            else:
+                async with one_at_a_time:
+                    failure = await self._configure(sandbox_id, request)
+        except CallError as error:
+            failure = str(error)
+        except Exception:  # noqa: BLE001 - what is not settled is handed out again at once, over and over
+            _log.exception("request_failed", sandbox_id=sandbox_id, request=request["id"])
+            failure = "It was not done for an internal reason, which is in the server's log."
         token = live.pod.secrets.gateway_token
         try:
             await self._gateways.settle(live.address, token, request["id"], failure=failure, outcome=outcome)
@@ -137,6 +140,7 @@ class GatewayRequests:
                 )
 
         try:
+            _check(request)
             async with asyncio.timeout_at(deadline):
                 if "pull" in request:
                     await self._setup.fetch_beforehand(request["pull"], wait_s=_FETCH_WAIT_S)
@@ -147,3 +151,14 @@ class GatewayRequests:
         except TimeoutError:
             return f"The servers were not up within {_DEADLINE_S:g} s."
         return None
+
+
+def _check(request: Mapping[str, Any]) -> None:
+    """The workspace wrote it, and the gateway looked at its beginnings only. Raises: InvalidRequest."""
+    keys, servers, token = request.get("pull", []), request.get("mcp", {}), request.get("token")
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise InvalidRequest("pull: a list of server keys is expected.")
+    if not isinstance(servers, dict) or not all(isinstance(given, dict) for given in servers.values()):
+        raise InvalidRequest("mcp: a map of server keys to their options is expected.")
+    if "mcp" in request and not isinstance(token, str):
+        raise InvalidRequest("token: a string is expected with mcp.")

@@ -398,6 +398,12 @@ async def test_two_changes_of_servers_at_a_time_both_hold(control_plane: Control
         ({"mcp": {"tiem": {}}, "token": "t"}, "Did you mean 'time'"),
         ({"pull": ["tiem"]}, "Did you mean 'time'"),
         ({"mcp": {"fetch": {}}, "token": "t"}, "'fetch' exited with code 3"),
+        ({"mcp": {"time": 5}, "token": "t"}, "mcp: a map"),
+        ({"mcp": ["time"], "token": "t"}, "mcp: a map"),
+        ({"mcp": {"time": {}}}, "token: a string"),
+        ({"mcp": {"time": {}}, "token": None}, "token: a string"),
+        ({"pull": [{}]}, "pull: a list"),
+        ({"run": {"server": [], "tool": {}, "arguments": {}}}, "internal reason"),
     ],
 )
 async def test_the_workspace_is_told_what_is_wrong_with_its_request(
