@@ -53,6 +53,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def _answer(status: int, message: str, headers: dict[str, str] | None = None, **more: str) -> JSONResponse:
+    # It may quote what was sent, and JSON can say half of a surrogate pair, which UTF-8 cannot.
+    message = message.encode(errors="replace").decode()
     return JSONResponse({"code": status, "message": message, **more}, status, headers)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from app.api.dependencies import SettingsOfApi
@@ -37,6 +38,27 @@ class Wire(BaseModel):
     """Fields are `camelCase` on the wire; unknown ones are passed over, as newer SDKs may send more."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+
+def _kept_as_json(given: Any) -> Any:
+    """Raises: ValueError for a field with what JSON can say and what cannot be written again."""
+    for name, value in given.items() if isinstance(given, dict) else ():
+        try:
+            orjson.dumps([[value]])  # what it is kept in nests too
+        except TypeError:
+            raise ValueError(
+                f"{name} has a number of more than 64 bits, half of a surrogate pair in a text, or over 250 levels"
+            ) from None
+    return given
+
+
+class Asked(Wire):
+    """What is kept of a request, and passed on to the sandbox."""
+
+    _can_be_kept = model_validator(mode="before")(_kept_as_json)
+
+
+NetworkBody = Annotated[dict[str, Any], BeforeValidator(_kept_as_json)]
 
 
 # -- what callers send -------------------------------------------------------------------------------------------------
@@ -87,7 +109,7 @@ class AutoResumeBody(Wire):
     enabled: bool = False
 
 
-class NewSandbox(Wire):
+class NewSandbox(Asked):
     template_id: str | None = Field(
         None,
         alias="templateID",
@@ -148,7 +170,7 @@ class ConnectSandbox(Wire):
     memory: bool | None = Field(None, description="`false`: a paused sandbox is resumed with its files only.")
 
 
-class ChangeServers(Wire):
+class ChangeServers(Asked):
     """A merge: servers that are not named stay as they are."""
 
     mcp: dict[str, dict[str, Any] | None] = Field(
@@ -172,7 +194,7 @@ class SandboxRefresh(Wire):
     duration: int | None = Field(None, ge=0, le=3600, description="Seconds the sandbox lives at least from now on.")
 
 
-class NewSnapshot(Wire):
+class NewSnapshot(Asked):
     name: str | None = Field(None, max_length=256, description="`name` or `name:tag`, to be used as a template.")
 
 

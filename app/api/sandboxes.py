@@ -6,7 +6,7 @@ Both generations of paths are served: newer SDKs call `/v2/sandboxes`, the CLI a
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import unquote_plus
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
@@ -22,6 +22,7 @@ from app.api.sandbox_bodies import (
     ForkSandbox,
     ListedSandbox,
     McpAccess,
+    NetworkBody,
     NewSandbox,
     NewSnapshot,
     PauseSandbox,
@@ -103,7 +104,7 @@ async def list_sandboxes(
         states=_states(state),
         metadata=_metadata(metadata),
         template=template,
-        started_after=_aware(started_after),
+        started_after=_in_utc(started_after),
         is_ascending=order == "asc",
         limit=limit,
         cursor=next_token,
@@ -226,7 +227,7 @@ async def change_servers(
 
 @router.put("/sandboxes/{sandboxID}/network", status_code=204, responses=describe_errors(400, 404, 409, 500, 503))
 async def set_sandbox_network(
-    sandbox_id: SandboxId, body: dict[str, Any], team: CurrentTeam, service: SandboxServiceDep
+    sandbox_id: SandboxId, body: NetworkBody, team: CurrentTeam, service: SandboxServiceDep
 ) -> Response:
     """Replace what the sandbox may reach, for its open connections too; what is left out is cleared."""
     await service.set_network(team.id, sandbox_id, body)
@@ -307,5 +308,11 @@ def _metadata(encoded: str | None) -> dict[str, str]:
     return {unquote_plus(key): unquote_plus(value) for key, _, value in pairs}
 
 
-def _aware(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+def _in_utc(moment: datetime | None) -> datetime | None:
+    """One without a time zone is in UTC. Raises: InvalidRequest for one before the first year or after the last."""
+    if moment is None:
+        return None
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidRequest("startedAfter: the moment is not within the years 1 to 9999 in UTC.") from None

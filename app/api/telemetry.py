@@ -90,7 +90,7 @@ async def sandbox_metrics(
     end: UnixSeconds = None,
 ) -> list[SandboxMetric]:
     """Samples of a sandbox, oldest first: one every 5 s while somebody asks, one a minute otherwise."""
-    until = None if end is None else _moment(end) + timedelta(seconds=1) - timedelta(microseconds=1)
+    until = None if end is None else _moment(end) + timedelta(microseconds=999_999)
     since = None if start is None else _moment(start)
     samples = await metrics.of(team.id, sandbox_id, start=since, end=until)
     return [_metric(sample) for sample in samples]

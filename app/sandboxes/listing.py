@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from app.errors import InvalidRequest
 from app.ids_and_time import rfc3339
@@ -68,8 +68,8 @@ def _cursor(sandbox: Sandbox) -> str:
 def _place(cursor: str) -> Place:
     try:
         started_at, _, sandbox_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition("__")
-        return Place(datetime.fromisoformat(started_at), sandbox_id)
-    except (ValueError, binascii.Error):
+        return Place(datetime.fromisoformat(started_at).astimezone(UTC), sandbox_id)
+    except (ValueError, OverflowError, binascii.Error):
         raise InvalidRequest(
             "nextToken is not one that this server gave: pass on the x-next-token header of the page before."
         ) from None

@@ -94,8 +94,8 @@ class SandboxService:
         Raises: what `TemplateService.resolve`, `plan_sandbox` and `Transitions.bring_up` raise; Conflict for a key that
         was used for something else.
         """
-        digest = _digest(request)
-        if idempotency_key is not None and (earlier := await self._made_by(team_id, idempotency_key, digest)):
+        digest = None if idempotency_key is None else _digest(request)
+        if earlier := await self._made_by(team_id, idempotency_key, digest):
             return earlier
         template = await self._templates.resolve(team_id, request.template)
         if template.kind != "built-in":
@@ -107,7 +107,7 @@ class SandboxService:
             )
         except Conflict:
             # Two creates with one key at the same moment: the other one was first.
-            if idempotency_key is not None and (earlier := await self._made_by(team_id, idempotency_key, digest)):
+            if earlier := await self._made_by(team_id, idempotency_key, digest):
                 return earlier
             raise
         return await self._bring_up(recorded)
@@ -347,8 +347,10 @@ class SandboxService:
         brought_up = await self._transitions.bring_up(recorded.sandbox, recorded.pod, recorded.plan)
         return SandboxView(brought_up.live.sandbox, brought_up.servers)
 
-    async def _made_by(self, team_id: str, idempotency_key: str, digest: str) -> SandboxView | None:
+    async def _made_by(self, team_id: str, idempotency_key: str | None, digest: str | None) -> SandboxView | None:
         """The sandbox that an earlier create with this key made, once that create is over. Raises: Conflict."""
+        if idempotency_key is None:
+            return None
         found = await self._store.find_by_key(team_id, idempotency_key)
         if found is None:
             return None

@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 from app.engines.interface import Engine
@@ -418,6 +418,6 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
         moment, separator, build_id = base64.urlsafe_b64decode(cursor).decode().partition("__")
         if not separator:
             raise ValueError(cursor)
-        return datetime.fromisoformat(moment), build_id
-    except (binascii.Error, ValueError) as error:
+        return datetime.fromisoformat(moment).astimezone(UTC), build_id
+    except (binascii.Error, ValueError, OverflowError) as error:
         raise InvalidRequest("nextToken is not one that this server gave out.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import Any
 from urllib.parse import quote
 
@@ -76,6 +77,9 @@ async def test_sandboxes_are_found_by_state_template_start_and_metadata(api: htt
         {"order": "sideways"},
         {"state": "dead"},
         {"startedAfter": "soon"},
+        {"startedAfter": "0001-01-01T00:00:00+14:00"},
+        {"startedAfter": "9999-12-31T23:59:59-14:00"},
+        {"nextToken": base64.urlsafe_b64encode(b"0001-01-01T00:00:00+14:00__i1").decode()},
     ],
 )
 async def test_a_list_that_cannot_be_made_is_refused(api: httpx.AsyncClient, query: dict[str, str]) -> None:

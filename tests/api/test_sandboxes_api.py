@@ -152,6 +152,42 @@ async def test_a_body_that_is_no_json_object_is_refused(api: httpx.AsyncClient, 
     assert_error(await api.post("/v2/sandboxes", content=content, headers=headers), 400)
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["99999999999999999999", '"\\ud800"', '{"\\udfff": 1}', "[" * 300 + "]" * 300],
+    ids=["number", "text", "key", "nesting"],
+)
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "once"}], ids=["without a key", "with a key"])
+async def test_json_that_cannot_be_written_again_is_refused(
+    api: httpx.AsyncClient, value: str, headers: dict[str, str]
+) -> None:
+    headers = {"Content-Type": "application/json", **headers}
+    content = f'{{"mcp": {{"time": {{"x": {value}}}}}}}'
+    assert_error(await api.post("/v2/sandboxes", content=content, headers=headers), 400, "mcp")
+    path = f"/sandboxes/{(await create(api, mcp={}))['sandboxID']}"
+    assert_error(await api.patch(f"{path}/mcp", content=content, headers=headers), 400, "mcp")
+    content = f'{{"denyOut": [{value}]}}'
+    assert_error(await api.put(f"{path}/network", content=content, headers=headers), 400)
+    content = f'{{"network": {content}}}'
+    assert_error(await api.post("/v2/sandboxes", content=content, headers=headers), 400, "network")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("metadata", r'{"a": "\ud800"}'),
+        ("metadata", r'{"\ud800": "a"}'),
+        ("envVars", r'{"a": "\ud800"}'),
+        ("templateID", r'"\ud800"'),
+        ("volumeMounts", r'[{"name": "\ud800", "path": "/a"}]'),
+    ],
+)
+async def test_text_that_is_none_is_refused(api: httpx.AsyncClient, field: str, value: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = await api.post("/v2/sandboxes", content=f'{{"{field}": {value}}}', headers=headers)
+    assert_error(answer, 400, field)
+
+
 @pytest.mark.parametrize("is_announced", [True, False])
 async def test_a_body_over_one_mebibyte_is_refused(api: httpx.AsyncClient, is_announced: bool) -> None:
     async def pieces() -> AsyncIterator[bytes]:

@@ -327,7 +327,9 @@ async def test_snapshots_are_listed_page_by_page_whatever_comes_meanwhile(
     assert [snapshot.sandbox_id for snapshot in of_one.snapshots] == ["i0"] * 3
 
 
-@pytest.mark.parametrize("cursor", ["nonsense", "!!!", "AAAA", "MjAyNi0wMS0wMQ=="])
+@pytest.mark.parametrize(
+    "cursor", ["nonsense", "!!!", "AAAA", "MjAyNi0wMS0wMQ==", "MDAwMS0wMS0wMVQwMDowMDowMCsxNDowMF9feA=="]
+)
 async def test_an_unknown_cursor_is_refused(templates: TemplateService, team: str, cursor: str) -> None:
     with pytest.raises(InvalidRequest, match="nextToken"):
         await templates.list_snapshots(team, limit=2, cursor=cursor)
