@@ -2,6 +2,7 @@
 
 import pytest
 from sandgate_gateway.rewriting import rewrite_result, rewrite_ui_resource
+from sandgate_gateway.uri_templates import MAX_EXPRESSIONS, MAX_URI, UriTemplate
 from sandgate_gateway.uris import UriMap, with_server
 
 
@@ -60,6 +61,50 @@ def test_a_uri_of_a_unique_template_finds_its_server() -> None:
     assert uris.resolve("test://item/7") == [("a", "test://item/7")]
     assert uris.resolve("file:///deep/down") == [("b", "file:///deep/down")]
     assert uris.resolve("test://item/7/more") == []
+
+
+@pytest.mark.parametrize(
+    ("template", "uri", "is_match"),
+    [
+        ("memo:x", "memo:x", True),
+        ("memo:x", "memo:xy", False),
+        ("a:{x}b", "a:bab", True),
+        ("a:{x}/{y}.txt", "a:b/c.txt", True),
+        ("a:{x}/{y}.txt", "a:b/c/d.txt", False),
+        ("a:{+dir}/{name}.txt", "a:b/c/d.txt", True),
+        ("a:{path*}/end", "a:b/c/end", True),
+        ("a:{x}{?q}", "a:b?q=1", True),
+        ("a:{x}aa", "a:a", False),
+        ("a:{x}b{y}b", "a:b", False),
+    ],
+)
+def test_a_template_matches_what_it_can_expand_to(template: str, uri: str, is_match: bool) -> None:
+    assert UriTemplate(template).matches(uri) is is_match
+
+
+def test_a_template_of_many_expressions_does_not_hold_the_gateway_up() -> None:
+    many = [f"{{+{letter}}}" for letter in "abcdefghijkl"]
+    uris = UriMap({"a": []}, {"a": ["".join(many) + "!", "/".join(many) + "!"]})
+    assert uris.resolve("file:///" + "a/" * 1000) == []
+
+
+def test_what_follows_after_too_many_expressions_is_anything() -> None:
+    template = UriTemplate("a:" + "{x}/" * (MAX_EXPRESSIONS + 1) + "end")
+    assert template.matches("a:" + "1/" * (MAX_EXPRESSIONS + 1) + "end")
+    assert template.matches("a:" + "1/" * (MAX_EXPRESSIONS + 1) + "more")
+    assert not template.matches("a:" + "1/" * (MAX_EXPRESSIONS - 2) + "end")
+
+
+def test_a_uri_of_endless_length_comes_from_no_template() -> None:
+    assert not UriTemplate("a:{x}").matches("a:" + "x" * MAX_URI)
+
+
+def test_a_long_chain_of_uris_gives_way_to_the_end() -> None:
+    """Each equals the one before it as rewritten: looking at all of them for each would take minutes."""
+    chain = ["memo:" + "a/" * length + "x" for length in range(5000)]
+    uris = UriMap({"a": chain, "b": ["memo:x"]}, {})
+    assert [uris.expose("a", uri) for uri in chain] == [*chain[1:], "memo:" + "a/" * 5000 + "x"]
+    assert uris.resolve("memo:a/x") == [("a", "memo:x")]
 
 
 def test_a_mention_of_another_servers_uri_does_not_lead_there() -> None:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote
 
+from sandgate_gateway.uri_templates import UriTemplate
+
 _SPLIT = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(//)?(.*)$", re.DOTALL)
-_EXPRESSION = re.compile(r"\{([^{}]*)\}")
 _NEVER_REWRITTEN = frozenset({"http", "https"})
 
 
@@ -28,29 +29,27 @@ class UriMap:
             for template in dict.fromkeys(listed):
                 template_owners.setdefault(template, []).append(server)
         self._templates = [
-            (server, template, _template_pattern(template))
-            for template, servers in template_owners.items()
-            for server in servers
+            (server, text, UriTemplate(text)) for text, servers in template_owners.items() for server in servers
         ]
         self._shared = {uri for uri, servers in self._owners.items() if len(servers) > 1}
         self._shared |= {template for template, servers in template_owners.items() if len(servers) > 1}
-        self._shared_patterns = [
-            (server, pattern) for server, template, pattern in self._templates if template in self._shared
-        ]
+        self._shared_templates: dict[str, list[UriTemplate]] = {}
+        for server, text, template in self._templates:
+            if text in self._shared:
+                self._shared_templates.setdefault(server, []).append(template)
         self._give_way(template_owners)
         self._servers = frozenset(uris) | frozenset(templates)
 
     def _give_way(self, template_owners: Mapping[str, list[str]]) -> None:
         """A URI that is unique but equals a rewritten one is rewritten too, until nothing is ambiguous."""
-        listed = [
-            (uri, owner) for table in (self._owners, template_owners) for uri, all_ in table.items() for owner in all_
-        ]
-        while True:
-            rewritten = {with_server(uri, server) for uri, server in listed if uri in self._shared}
-            clash = {uri for uri, _ in listed if uri in rewritten and uri not in self._shared}
-            if not clash:
-                return
+        tables = (self._owners, template_owners)
+        unseen = list(self._shared)
+        while unseen:
+            uri = unseen.pop()
+            rewritten = {with_server(uri, owner) for table in tables for owner in table.get(uri, ())}
+            clash = {other for other in rewritten - self._shared if any(other in table for table in tables)}
             self._shared |= clash
+            unseen += clash
 
     @property
     def is_identity(self) -> bool:
@@ -61,7 +60,7 @@ class UriMap:
         """The URI (or URI template) of a server as clients see it."""
         if not self._shared:
             return uri
-        if uri in self._shared or any(s == server and pattern.fullmatch(uri) for s, pattern in self._shared_patterns):
+        if uri in self._shared or any(template.matches(uri) for template in self._shared_templates.get(server, ())):
             return with_server(uri, server)
         owners = self._owners.get(uri)
         # A server may mention what it does not list; left alone, such a URI would lead to the server that lists it.
@@ -73,7 +72,7 @@ class UriMap:
             return [rewritten]
         if owners := self._owners.get(uri):
             return [(server, uri) for server in owners]
-        return [(server, uri) for server, _, pattern in self._templates if pattern.fullmatch(uri)]
+        return [(server, uri) for server, _, template in self._templates if template.matches(uri)]
 
     def resolve_template(self, template: str) -> list[tuple[str, str]]:
         """The same for a URI template, as completion references name it."""
@@ -101,13 +100,3 @@ def with_server(uri: str, server: str) -> str:
         return uri
     scheme, slashes, rest = parts.groups(default="")
     return f"{scheme}:{slashes}{quote(server, safe='')}/{rest}"
-
-
-def _template_pattern(template: str) -> re.Pattern[str]:
-    """What an RFC 6570 template can expand to, generously: `{x}` is anything up to a slash, `{+x}` is anything."""
-    pattern, position = "", 0
-    for expression in _EXPRESSION.finditer(template):
-        pattern += re.escape(template[position : expression.start()])
-        pattern += r"[^/?#]*" if (expression[1][:1].isalnum() and not expression[1].endswith("*")) else r".*"
-        position = expression.end()
-    return re.compile(pattern + re.escape(template[position:]), re.DOTALL)
