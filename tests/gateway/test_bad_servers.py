@@ -10,8 +10,8 @@ import psutil
 import pytest
 from sandgate_gateway.allowance import BURST, RATE, Allowance
 
-from tests.gateway.running_gateway import RunningGateway, bad, echo
-from tests.gateway.wire import LegacyWire, messages, modern
+from tests.gateway.running_gateway import RunningGateway, bad, echo, scripted
+from tests.gateway.wire import LegacyWire, messages, modern, nested
 
 BOUND_S = 40.0
 MAX_GROWTH = 250 * 1024 * 1024
@@ -60,7 +60,9 @@ async def test_a_server_that_prints_instead_of_answering_is_told_that_it_does(ga
     assert "lines to stdout that are not JSON-RPC, the last one: 'received" in status["message"]
 
 
-@pytest.mark.parametrize("way", ["garbage", "floods_stdout", "floods_stderr", "floods_changes", "answers_twice"])
+@pytest.mark.parametrize(
+    "way", ["garbage", "deep_schema", "floods_stdout", "floods_stderr", "floods_changes", "answers_twice"]
+)
 async def test_calls_of_a_noisy_server_and_of_its_neighbour_are_answered(gateway: RunningGateway, way: str) -> None:
     assert (await configure(gateway, way))["state"] == "ready"
     before = psutil.Process(gateway.pid).memory_info().rss
@@ -100,6 +102,7 @@ async def test_ten_thousand_tools_are_listed_and_called(gateway: RunningGateway)
         ("too_many_tools", "lists more than 10000 tools; the others are left out"),
         ("endless_pages", "lists more than 100 tools; the others are left out"),
         ("odd_names", "lists 'same' more than once among its tools; the first one counts"),
+        ("deep_schema", "lists tools that are nested more than 240 deep; they are left out"),
         ("deep_tools", "could not list its tools: server 'bad' sent an answer of"),
     ],
 )
@@ -107,7 +110,9 @@ async def test_lists_that_do_not_count_in_full_say_so(gateway: RunningGateway, w
     status = await configure(gateway, way)
     assert status["state"] == "ready"
     assert message in status["message"]
-    assert "echo" in [tool["name"] for tool in await tools(gateway)]
+    names = [tool["name"] for tool in await tools(gateway)]
+    assert "echo" in names
+    assert "deep" not in names
 
 
 async def test_odd_names_are_made_usable(gateway: RunningGateway) -> None:
@@ -159,6 +164,18 @@ async def test_a_call_that_goes_wrong_tells_how(gateway: RunningGateway, way: st
     assert error["message"] == message
     assert error["data"] == {"server": "bad"}
     assert psutil.Process(gateway.pid).memory_info().rss - before < MAX_GROWTH
+
+
+async def test_an_answer_too_deep_to_be_translated_fails_its_call(gateway: RunningGateway) -> None:
+    result = {"content": [], "structuredContent": nested(300), "_meta": {}}
+    tool = {"name": "t", "inputSchema": {"type": "object"}}
+    gateway.configure({"scripted": scripted(tools=[tool], results={"t": result})})
+    async with httpx.AsyncClient(timeout=BOUND_S) as http:
+        as_it_came = await (await LegacyWire(http, gateway.url).open()).call("t")
+        assert as_it_came["result"] == result
+        answer = await modern(http, gateway.url, "tools/call", {"name": "t", "arguments": {}})
+    error = messages(answer)[-1]["error"]
+    assert error == {"code": -32603, "message": "the message is nested too deep to be passed on"}
 
 
 @pytest.mark.parametrize("way", ["closes_stdout", "closes_stdin"])

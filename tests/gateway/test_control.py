@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.gateway.running_gateway import TOKEN, RunningGateway, bad, echo, running_gateway, scripted
-from tests.gateway.wire import LegacyWire, base_headers, modern
+from tests.gateway.wire import LegacyWire, base_headers, modern, nested
 from tests.waiting import BOUND_S
 
 TOOL = [{"name": "t", "inputSchema": {"type": "object"}}]
@@ -163,6 +163,13 @@ def test_only_a_current_token_may_ask_for_a_configuration(gateway: RunningGatewa
     with httpx.Client(timeout=BOUND_S) as client:
         assert client.post(url, json={"mcp": {}, "token": "x"}, headers=base_headers("wrong")).status_code == 401
         assert client.post(url, json={"token": "x"}, headers=base_headers()).status_code == 400
+
+
+def test_a_request_of_the_workspace_that_could_not_be_handed_on_is_refused(gateway: RunningGateway) -> None:
+    gateway.configure({})
+    url = f"{gateway.control.base_url}/requests"
+    answer = httpx.post(url, json={"mcp": nested(300), "token": "x"}, headers=base_headers(), timeout=BOUND_S)
+    assert (answer.status_code, answer.json()) == (400, {"error": "The body is nested more than 240 deep."})
 
 
 async def test_the_gateway_logs_no_credential(gateway: RunningGateway) -> None:

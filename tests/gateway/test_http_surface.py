@@ -8,7 +8,7 @@ from sandgate_gateway.asgi import Headers, HttpError
 from sandgate_gateway.security import check_bearer, check_browser
 
 from tests.gateway.running_gateway import RunningGateway, scripted
-from tests.gateway.wire import LegacyWire, base_headers, messages, modern, modern_request
+from tests.gateway.wire import LegacyWire, base_headers, messages, modern, modern_request, nested
 
 SCHEMA = {"type": "object", "properties": {"region": {"type": "string", "x-mcp-header": "Region"}}}
 TOOLS = [{"name": "t", "inputSchema": {"type": "object"}}, {"name": "h", "inputSchema": SCHEMA}]
@@ -200,6 +200,21 @@ async def test_the_envelope_of_a_modern_request_is_checked(gateway: RunningGatew
         assert answer.json()["error"]["data"]["supported"][0] == "2026-07-28"
         unknown = await modern(http, gateway.url, "tasks/list")
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, -32601)
+
+
+async def test_arguments_nested_too_deep_to_be_passed_on_are_refused(gateway: RunningGateway) -> None:
+    gateway.configure({"scripted": scripted(tools=TOOLS)})
+    error = {"code": -32602, "message": "the message is nested too deep to be passed on"}
+    deep = {"name": "t", "arguments": nested(300)}
+    async with httpx.AsyncClient(timeout=20) as http:
+        session = await LegacyWire(http, gateway.url).open()
+        assert "result" in await session.call("t", nested(200))
+        assert messages(await session.post("tools/call", deep))[-1]["error"] == error
+        assert "result" in await session.call("t")
+        refused = await modern(http, gateway.url, "tools/call", deep)
+        assert (refused.status_code, refused.json()["error"]) == (400, error)
+        refused = await modern(http, gateway.url, "tools/call", {"name": "t"}, capabilities=nested(300))
+        assert (refused.status_code, refused.json()["error"]) == (400, error)
 
 
 async def test_a_made_up_cursor_is_refused(gateway: RunningGateway) -> None:

@@ -95,6 +95,14 @@ class LegacyWire:
         return await self.http.post(self.url, headers=self.headers, json={"jsonrpc": "2.0", **message})
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """An object of so many levels."""
+    value: dict[str, Any] = {}
+    for _ in range(depth - 1):
+        value = {"deeper": value}
+    return value
+
+
 def messages(response: httpx.Response) -> list[Any]:
     """The JSON-RPC messages of an answer, JSON or event stream."""
     if response.headers["content-type"] == "application/json":

@@ -23,6 +23,7 @@ from sandgate_gateway.configuration import parse_configuration
 from sandgate_gateway.control_plane_requests import ControlPlaneRequests, RefusedError, TooManyRequestsError
 from sandgate_gateway.fields import ConfigurationError
 from sandgate_gateway.gateway import Gateway
+from sandgate_gateway.jsonrpc import MAX_DEPTH, is_writable
 
 CONTROL_TOKEN_DIGEST = "SANDGATE_CONTROL_TOKEN_SHA256"
 """The variable with which the container is made."""
@@ -109,6 +110,8 @@ class ControlEndpoint:
             raise HttpError(400, "The body needs mcp, an object, or pull, a list.")
         if "mcp" in body and not isinstance(body.get("token"), str):
             raise HttpError(400, "token must be a string.")
+        if not is_writable(body):
+            raise HttpError(400, f"The body is nested more than {MAX_DEPTH} deep.")
         try:
             await self._requests.configure({key: body[key] for key in ("mcp", "token", "pull") if key in body})
         except RefusedError as error:

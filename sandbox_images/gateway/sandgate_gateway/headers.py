@@ -70,7 +70,12 @@ class Annotations:
         self.arguments: tuple[tuple[tuple[str, ...], str, Any], ...] = ()
         """Path to the argument, header without its prefix, JSON type; empty where there is a problem."""
         # Most schemas have none: looking for the word is a hundred times faster than the walk.
-        if schema and _NEEDLE in orjson.dumps(schema):
+        try:
+            has_any = schema and _NEEDLE in orjson.dumps(schema)
+        except TypeError:
+            self.problem = "its schema is nested too deep"
+            return
+        if has_any:
             self.problem = _invalid_annotation(schema)
             if self.problem is None:
                 self.arguments = tuple(_annotations(schema))

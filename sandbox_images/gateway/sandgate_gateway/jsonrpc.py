@@ -15,6 +15,12 @@ _RESULT_TAIL = re.compile(rb',"jsonrpc":"2\.0","id":(\d+)\}$')
 """How the TypeScript SDK ends one: `{"result":…,"jsonrpc":"2.0","id":1}`."""
 _TAIL_LENGTH = 48
 
+MAX_DEPTH = 240
+"""Levels of what servers list or say unasked. orjson reads 1024 levels, but writes 254."""
+
+_LEVELS_ADDED = 14
+"""MAX_DEPTH and these are what orjson writes: an item of a list is some levels deeper in the gateway's own answer."""
+
 
 class RpcError(Exception):
     """A JSON-RPC error: what the peer answered, or what this side answers."""
@@ -43,7 +49,8 @@ class Result:
 
     @property
     def raw(self) -> bytes:
-        return orjson.dumps(self.value) if self._raw is None else self._raw
+        """Raises: RpcError if it is nested too deep, and not as it came."""
+        return encode(self.value, -32603) if self._raw is None else self._raw
 
     def replaced(self, value: Any) -> "Result":
         return Result(value)
@@ -61,7 +68,7 @@ def parse_message(data: bytes) -> tuple[dict[str, Any], bytes | None]:
     """One JSON-RPC message and, for a response with a result, the bytes of the result where they can be cut out.
 
     Only the value between two known ends is parsed in the common case; that it parses alone proves that nothing else
-    hides in the message. Raises: ValueError if it is not a JSON object.
+    hides in the message. Raises: ValueError if it is not a JSON object, or more than MAX_DEPTH deep and no answer.
     """
     if head := _RESULT_HEAD.match(data):
         raw = data[head.end() : data.rindex(b"}")]
@@ -78,29 +85,64 @@ def parse_message(data: bytes) -> tuple[dict[str, Any], bytes | None]:
     message = orjson.loads(data)
     if not isinstance(message, dict):
         raise ValueError("a JSON-RPC message must be an object")
+    if "result" not in message and _may_be_deep(data) and not is_writable(message):
+        raise ValueError("a JSON-RPC request or error must not be nested so deep")
     return message, None
 
 
+def _may_be_deep(data: bytes) -> bool:
+    """Whether JSON has brackets enough to be nested more than MAX_DEPTH deep; cheap, errs on the side of yes."""
+    return len(data) > 2 * MAX_DEPTH and data.count(b"{") + data.count(b"[") > MAX_DEPTH
+
+
+def is_writable(value: Any) -> bool:
+    """Whether a value that was read from JSON can be written within an answer of the gateway: nested at most MAX_DEPTH
+    deep."""
+    for _ in range(_LEVELS_ADDED):
+        value = [value]
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def encode(value: Any, code: int = -32602, option: int | None = None) -> bytes:
+    """What was read from JSON as JSON again. Raises: RpcError with this code if it is nested too deep for that."""
+    try:
+        return orjson.dumps(value, option=option)
+    except TypeError:
+        raise RpcError(code, "the message is nested too deep to be passed on") from None
+
+
 def request(identifier: int | str, method: str, params: Any = None) -> bytes:
+    """Raises: RpcError if params are nested too deep."""
     message: dict[str, Any] = {"jsonrpc": "2.0", "id": identifier, "method": method}
     if params is not None:
         message["params"] = params
-    return orjson.dumps(message)
+    return encode(message)
 
 
 def notification(method: str, params: Any = None) -> bytes:
+    """Raises: RpcError if params are nested too deep."""
     message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
     if params is not None:
         message["params"] = params
-    return orjson.dumps(message)
+    return encode(message)
 
 
 def response(identifier: Any, result: Result) -> bytes:
+    """Raises: RpcError like `Result.raw`."""
     return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (orjson.dumps(identifier), result.raw)
 
 
 def error_response(identifier: Any, error: RpcError) -> bytes:
     return orjson.dumps({"jsonrpc": "2.0", "id": identifier, "error": error.as_object()})
+
+
+def own_failure(method: object) -> RpcError:
+    """What a request is answered with that the gateway itself has failed to answer."""
+    return RpcError(-32603, f"the gateway failed to answer {method}; its log tells why")
 
 
 def as_error(value: Any) -> RpcError:

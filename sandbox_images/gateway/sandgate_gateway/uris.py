@@ -34,9 +34,9 @@ class UriMap:
         self._shared = {uri for uri, servers in self._owners.items() if len(servers) > 1}
         self._shared |= {template for template, servers in template_owners.items() if len(servers) > 1}
         self._shared_templates: dict[str, list[UriTemplate]] = {}
-        for server, text, template in self._templates:
+        for server, text, pattern in self._templates:
             if text in self._shared:
-                self._shared_templates.setdefault(server, []).append(template)
+                self._shared_templates.setdefault(server, []).append(pattern)
         self._give_way(template_owners)
         self._servers = frozenset(uris) | frozenset(templates)
 

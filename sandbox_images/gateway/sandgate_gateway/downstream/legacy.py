@@ -1,5 +1,6 @@
 """Streamable HTTP as legacy clients speak it (2024-11-05 to 2025-11-25): sessions, GET stream, resumption."""
 
+import logging
 from typing import Any
 
 from sandgate_gateway import jsonrpc
@@ -19,6 +20,8 @@ from sandgate_gateway.protocol import (
     MODERN_VERSION,
 )
 from sandgate_gateway.servers.fleet import Fleet
+
+logger = logging.getLogger(__name__)
 
 PATIENCE_S = 1.0
 """How long an answer may take before the reply becomes an event stream; a broken stream can be resumed, a broken JSON
@@ -134,6 +137,9 @@ class LegacyClients:
             answer = jsonrpc.response(message["id"], result)
         except RpcError as error:
             answer = jsonrpc.error_response(message["id"], error)
+        except Exception:
+            logger.exception("%s could not be answered", message["method"])
+            answer = jsonrpc.error_response(message["id"], jsonrpc.own_failure(message["method"]))
         finally:
             reply.finish(answer)
 

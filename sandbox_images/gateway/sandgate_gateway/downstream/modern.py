@@ -1,6 +1,7 @@
 """Streamable HTTP as 2026-07-28 speaks it: one POST is one call, nothing is kept but calls that wait for input."""
 
 import asyncio
+import logging
 from typing import Any
 
 from sandgate_gateway import discovery, jsonrpc
@@ -30,6 +31,8 @@ from sandgate_gateway.protocol import (
     MODERN_VERSIONS,
     UNSUPPORTED_VERSION,
 )
+
+logger = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0
 """How long an answer may take before the reply becomes an event stream. The HTTP status of an error can only be told
@@ -167,6 +170,9 @@ class ModernClients:
         except asyncio.CancelledError:
             finish_in_background(call, self._ending)
             raise
+        except Exception:
+            logger.exception("%s could not be answered", call.caller.method)
+            answer = jsonrpc.error_response(identifier, jsonrpc.own_failure(call.caller.method))
         finally:
             reply.finish(answer, status)
 

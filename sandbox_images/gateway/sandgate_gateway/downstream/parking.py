@@ -58,7 +58,7 @@ class ModernCaller(Caller):
     ) -> None:
         # Without sessions this is all there is to tell clients apart; calls of one client may carry each other's
         # questions, because an answer finds its way by the server's request.
-        self.key = orjson.dumps([principal, client_info, capabilities], option=orjson.OPT_SORT_KEYS)
+        self.key = jsonrpc.encode([principal, client_info, capabilities], option=orjson.OPT_SORT_KEYS)
         self.capabilities = capabilities
         self.protocol_version = version
         self.log_level = log_level
@@ -67,7 +67,7 @@ class ModernCaller(Caller):
         self.asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once there are questions for the client."""
         self.questions: dict[str, tuple[dict[str, Any], asyncio.Future[Any]]] = {}
-        self._method = method
+        self.method = method
         self._count = 0
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
@@ -78,8 +78,8 @@ class ModernCaller(Caller):
         if not self.has_capability_for(method) or not _has_mode(self.capabilities, method, params):
             self.lacked_capability = method
             raise RpcError(INVALID_REQUEST, f"the client cannot answer {method}: it did not declare the capability")
-        if self._method not in INTERACTIVE_METHODS:
-            raise RpcError(INVALID_REQUEST, f"{method} is not possible during {self._method}")
+        if self.method not in INTERACTIVE_METHODS:
+            raise RpcError(INVALID_REQUEST, f"{method} is not possible during {self.method}")
         self._count += 1
         key = f"input-{self._count}"
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -225,7 +225,7 @@ def finish_in_background(call: Call, keep: set["asyncio.Task[Any]"]) -> None:
 def _digest(principal: str, params: dict[str, Any]) -> str:
     """What identifies a request over its rounds: who asks for what with which arguments."""
     request = {key: params.get(key) for key in ("name", "uri", "arguments")}
-    return hashlib.sha256(principal.encode() + orjson.dumps(request, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(principal.encode() + jsonrpc.encode(request, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _missing(method: str) -> RpcError:

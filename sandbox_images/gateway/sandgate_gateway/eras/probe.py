@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sandgate_gateway.jsonrpc import Result, RpcError
+from sandgate_gateway.jsonrpc import Result, RpcError, is_writable
 from sandgate_gateway.protocol import (
     INTERNAL_ERROR,
     LEGACY_VERSIONS,
@@ -41,10 +41,12 @@ def is_modern_refusal(error: RpcError) -> bool:
 
 def declared(value: Any) -> tuple[dict[str, Any], str]:
     """Capabilities and instructions of an answer to `server/discover` or `initialize`; empty where they are not what
-    they must be."""
+    they must be, or can't be passed on."""
     value = value if isinstance(value, dict) else {}
     capabilities, instructions = value.get("capabilities"), value.get("instructions")
-    return capabilities if isinstance(capabilities, dict) else {}, instructions if isinstance(instructions, str) else ""
+    if not (isinstance(capabilities, dict) and is_writable(capabilities)):
+        capabilities = {}
+    return capabilities, instructions if isinstance(instructions, str) else ""
 
 
 def accepted_legacy_version(value: Any) -> str:

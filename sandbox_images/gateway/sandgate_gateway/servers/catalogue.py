@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandgate_gateway.callers import GATEWAY
-from sandgate_gateway.jsonrpc import RpcError
+from sandgate_gateway.jsonrpc import MAX_DEPTH, RpcError, is_writable
 from sandgate_gateway.lists import CAPABILITY, KEYS, KINDS, METHODS, Item, Kind, Offer, distinct
 from sandgate_gateway.protocol import INTERNAL_ERROR, METHOD_NOT_FOUND
 from sandgate_gateway.upstreams.connection import Connection
@@ -112,6 +112,7 @@ async def _fetch(kind: Kind, connection: Connection) -> Listing:
     if not isinstance(declared, dict):
         return Listing(good_until=float("inf"))
     listing = Listing()
+    has_too_deep = False
     cursor: str | None = None
     for page in range(MAX_PAGES):
         try:
@@ -124,7 +125,11 @@ async def _fetch(kind: Kind, connection: Connection) -> Listing:
         entries = value.get(kind) if isinstance(value, dict) else None
         if not isinstance(entries, list):
             raise RpcError(INTERNAL_ERROR, f"answered {METHODS[kind]} without a list of {kind}")
-        listing.items.extend(entry for entry in entries if isinstance(entry, dict))
+        items = [entry for entry in entries if isinstance(entry, dict)]
+        if not is_writable(items):
+            has_too_deep = True
+            items = [item for item in items if is_writable(item)]
+        listing.items.extend(items)
         if page == 0:
             ttl = value.get("ttlMs")
             listing.ttl_ms = int(ttl) if isinstance(ttl, int | float) and ttl > 0 else 0
@@ -135,14 +140,16 @@ async def _fetch(kind: Kind, connection: Connection) -> Listing:
     has_more = isinstance(cursor, str) or len(listing.items) > MAX_ITEMS
     del listing.items[MAX_ITEMS:]
     listing.by_key = distinct(kind, listing.items)
-    listing.amiss = _what_is_amiss(kind, listing, has_more=has_more)
+    listing.amiss = _what_is_amiss(kind, listing, has_more=has_more, has_too_deep=has_too_deep)
     listing.good_until = _good_until(listing, declared, connection)
     return listing
 
 
-def _what_is_amiss(kind: Kind, listing: Listing, *, has_more: bool) -> str | None:
+def _what_is_amiss(kind: Kind, listing: Listing, *, has_more: bool, has_too_deep: bool) -> str | None:
     if has_more:
         return f"lists more than {len(listing.items)} {kind}; the others are left out"
+    if has_too_deep:
+        return f"lists {kind} that are nested more than {MAX_DEPTH} deep; they are left out"
     if len(listing.by_key) == len(listing.items):
         return None
     seen: set[Any] = set()

@@ -9,7 +9,7 @@ import orjson
 from sandgate_gateway.callers import Caller
 from sandgate_gateway.container_results import refusal, result_of_run
 from sandgate_gateway.control_plane_requests import ControlPlaneRequests, RefusedError, TooManyRequestsError
-from sandgate_gateway.jsonrpc import Result, RpcError
+from sandgate_gateway.jsonrpc import MAX_DEPTH, Result, RpcError, is_writable
 from sandgate_gateway.lists import Item
 from sandgate_gateway.protocol import LATEST_LEGACY_VERSION, METHOD_NOT_FOUND
 from sandgate_gateway.upstreams.connection import Connection, ConnectionEndedError
@@ -47,6 +47,8 @@ class ContainersConnection(Connection):
         if self._closed.is_set():
             raise ConnectionEndedError("was stopped")
         tool, arguments = str(params.get("name")), params.get("arguments")
+        if not is_writable(arguments):
+            return refusal(f"The arguments are nested more than {MAX_DEPTH} deep.")
         if len(orjson.dumps(arguments)) > MAX_ARGUMENTS:
             return refusal(f"The arguments are longer than {MAX_ARGUMENTS} bytes.")
         work = self._requests.run(self._name, tool, {} if arguments is None else arguments)

@@ -181,9 +181,12 @@ class StreamConnection(Connection):
         entry = self._correlation.add(caller, asyncio.get_running_loop().create_future())
         token = entry.identifier if caller.progress_token is not None else None
         outgoing = outgoing_params(self.era, self.protocol_version, params, caller, token)
-        self.write(jsonrpc.request(entry.identifier, method, outgoing) + b"\n")
         try:
+            self.write(jsonrpc.request(entry.identifier, method, outgoing) + b"\n")
             return await entry.answer
+        except RpcError:
+            self._correlation.take(entry.identifier)  # if it could not be written
+            raise
         except asyncio.CancelledError:
             self._correlation.take(entry.identifier)
             if method not in ("initialize", "server/discover"):  # these must not be cancelled (both revisions)

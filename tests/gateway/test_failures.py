@@ -1,0 +1,63 @@
+"""What clients are told when the gateway itself fails: never nothing."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sandgate_gateway.aggregate import Aggregate
+from sandgate_gateway.callers import Caller
+from sandgate_gateway.configuration import parse_configuration
+from sandgate_gateway.control_plane_requests import ControlPlaneRequests
+from sandgate_gateway.downstream.calls import Calls
+from sandgate_gateway.downstream.endpoint import McpEndpoint
+from sandgate_gateway.downstream.fanout import Fanout
+from sandgate_gateway.downstream.legacy import LegacyClients
+from sandgate_gateway.downstream.modern import ModernClients
+from sandgate_gateway.downstream.sessions import Sessions
+from sandgate_gateway.downstream.subscriptions import Subscriptions
+from sandgate_gateway.jsonrpc import Result
+from sandgate_gateway.servers.fleet import Fleet
+
+from tests.gateway.running_gateway import TOKEN
+from tests.gateway.wire import LegacyWire, messages, modern
+
+URL = "http://localhost/mcp"
+
+
+class BrokenCalls(Calls):
+    async def handle(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
+        raise ZeroDivisionError("nobody expected this")
+
+
+def broken_endpoint(folder: Path) -> McpEndpoint:
+    fleet = Fleet(
+        folder,
+        own_users=False,
+        requests=ControlPlaneRequests(),
+        changed=lambda: None,
+        on_notification=lambda server, method, params: None,
+    )
+    aggregate = Aggregate(fleet, b"key")
+    calls = BrokenCalls(aggregate)
+    subscriptions = Subscriptions(aggregate)
+    sessions = Sessions(lambda session: subscriptions.forget(session.id))
+    modern_clients = ModernClients(aggregate, calls, Fanout(aggregate, sessions), subscriptions)
+    endpoint = McpEndpoint(LegacyClients(fleet, aggregate, calls, sessions, subscriptions), modern_clients)
+    endpoint.configuration = parse_configuration({"tokens": [TOKEN], "servers": []})
+    return endpoint
+
+
+async def test_a_call_that_the_gateway_fails_to_answer_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = httpx.ASGITransport(app=broken_endpoint(tmp_path))
+    with caplog.at_level(logging.ERROR):
+        async with httpx.AsyncClient(transport=transport) as http:
+            session = await LegacyWire(http, URL).open()
+            answers = [await session.post("tools/list"), await modern(http, URL, "tools/list")]
+    for answer in answers:
+        error = messages(answer)[-1]["error"]
+        assert error == {"code": -32603, "message": "the gateway failed to answer tools/list; its log tells why"}
+    assert caplog.text.count("ZeroDivisionError: nobody expected this") == len(answers)
