@@ -1,4 +1,4 @@
-"""What clients are told when the gateway itself fails: never nothing."""
+"""What is told when the gateway itself fails: never nothing."""
 
 import logging
 from pathlib import Path
@@ -8,7 +8,7 @@ import httpx
 import pytest
 from sandgate_gateway.aggregate import Aggregate
 from sandgate_gateway.callers import Caller
-from sandgate_gateway.configuration import parse_configuration
+from sandgate_gateway.configuration import ServerDefinition, StdioTransport, Transport, parse_configuration
 from sandgate_gateway.control_plane_requests import ControlPlaneRequests
 from sandgate_gateway.downstream.calls import Calls
 from sandgate_gateway.downstream.endpoint import McpEndpoint
@@ -19,6 +19,8 @@ from sandgate_gateway.downstream.sessions import Sessions
 from sandgate_gateway.downstream.subscriptions import Subscriptions
 from sandgate_gateway.jsonrpc import Result
 from sandgate_gateway.servers.fleet import Fleet
+from sandgate_gateway.servers.server import Server
+from sandgate_gateway.upstreams.connection import Connection, Listener
 
 from tests.gateway.running_gateway import TOKEN
 from tests.gateway.wire import LegacyWire, messages, modern
@@ -61,3 +63,26 @@ async def test_a_call_that_the_gateway_fails_to_answer_says_so(
         error = messages(answer)[-1]["error"]
         assert error == {"code": -32603, "message": "the gateway failed to answer tools/list; its log tells why"}
     assert caplog.text.count("ZeroDivisionError: nobody expected this") == len(answers)
+
+
+async def test_a_server_whose_life_the_gateway_ends_by_mistake_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+    def connect(transport: Transport, listener: Listener) -> Connection:
+        raise ZeroDivisionError("the key is hunter2-hunter2")
+
+    server = Server(
+        ServerDefinition("s", StdioTransport(("true",), {"KEY": "hunter2-hunter2"}), start_timeout_s=1),
+        connect=connect,
+        stderr=list,
+        changed=lambda: None,
+        on_notification=lambda server, method, params: None,
+    )
+    with caplog.at_level(logging.ERROR):
+        await server.run()
+    await server.settled()
+    assert server.status()["state"] == "failed"
+    assert (
+        server.status()["message"]
+        == "failed in a way the gateway does not know (ZeroDivisionError); its log tells more"
+    )
+    assert "ZeroDivisionError: the key is ***" in caplog.text
+    assert "hunter2" not in caplog.text

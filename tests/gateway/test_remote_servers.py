@@ -1,6 +1,7 @@
 """Servers over HTTP: sessions, credentials, losses."""
 
 import asyncio
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,20 @@ async def test_a_remote_server_that_cannot_be_used_says_why(gateway: RunningGate
 async def test_a_remote_server_that_is_not_there_has_failed_when_its_time_is_over(gateway: RunningGateway) -> None:
     status = gateway.configure({"remote": remote(f"http://127.0.0.1:{free_port()}/mcp")}, start_timeout_s=1)
     assert status["remote"]["message"] == "could not be reached: Connection refused"
+
+
+@pytest.mark.parametrize("host", ["example..com", "a" * 64 + ".com"])
+async def test_a_remote_server_with_an_impossible_name_has_failed(gateway: RunningGateway, host: str) -> None:
+    status = gateway.configure({"remote": remote(f"https://{host}/mcp")})
+    assert status["remote"]["state"] == "failed"
+    assert status["remote"]["message"] == "has a URL with a host name that is not valid"
+
+
+async def test_a_remote_server_with_an_unknown_name_says_so_in_the_resolvers_words(gateway: RunningGateway) -> None:
+    with pytest.raises(socket.gaierror) as caught:
+        socket.getaddrinfo("nowhere.invalid", 80)
+    status = gateway.configure({"remote": remote("http://nowhere.invalid/mcp")}, start_timeout_s=3)
+    assert status["remote"]["message"] == f"could not be reached: {caught.value.strerror}"
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])

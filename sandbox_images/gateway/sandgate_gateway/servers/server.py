@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
@@ -132,6 +133,19 @@ class Server:
 
     async def run(self) -> None:
         """Runs until cancelled, or until the server has failed for good."""
+        try:
+            await self._live()
+        except Exception as error:
+            logger.error("server %s failed: %s", self.name, self.redact("".join(traceback.format_exception(error))))
+            self.message = f"failed in a way the gateway does not know ({type(error).__name__}); its log tells more"
+            self._fail()
+
+    def _fail(self) -> None:
+        self.catalogue.withdraw()
+        self.capabilities, self.instructions = None, ""
+        self._settle("failed")
+
+    async def _live(self) -> None:
         await self._wanted.wait()
         backoff = FIRST_BACKOFF_S
         while True:
@@ -141,9 +155,7 @@ class Server:
                 self.message = self.redact(str(error))
                 logger.warning("server %s %s", self.name, self.message)
                 if not self.restarts:
-                    self.catalogue.withdraw()
-                    self.capabilities, self.instructions = None, ""
-                    self._settle("failed")
+                    self._fail()
                     return
             else:
                 started = time.monotonic()
@@ -196,7 +208,8 @@ class Server:
         try:
             await self._list_everything()
             await self._subscribe_again()
-        except asyncio.CancelledError:
+        except BaseException:
+            self.connection = None
             await connection.close()
             raise
         self._was_ready = True

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -209,12 +210,18 @@ class _errors_in_words:  # noqa: N801 (reads as the function it stands for)
             case aiohttp.ClientConnectorError(os_error=PrivateAddressError() as private):
                 raise refusal(private.address) from error
             case aiohttp.ClientConnectorError():
-                number = error.os_error.errno
-                reason = os.strerror(number) if number else "its name or address is not known"
-                raise CouldNotConnectError(f"could not be reached: {reason}") from error
+                raise CouldNotConnectError(f"could not be reached: {_reason(error.os_error)}") from error
             case aiohttp.ConnectionTimeoutError():
                 raise CouldNotConnectError("could not be reached: no answer") from error
             case aiohttp.InvalidURL():
                 raise CouldNotConnectError("has a URL that is not valid", final=True) from error
+            case UnicodeError():  # of the name, on its way to the resolver
+                raise CouldNotConnectError("has a URL with a host name that is not valid", final=True) from error
             case aiohttp.ClientError() | EventTooLongError():
                 raise ConnectionEndedError("broke the connection") from error
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):  # has numbers of its own
+        return error.strerror or "its name is not known"
+    return os.strerror(error.errno) if error.errno else "its name or address is not known"
