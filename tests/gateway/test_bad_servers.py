@@ -100,6 +100,7 @@ async def test_ten_thousand_tools_are_listed_and_called(gateway: RunningGateway)
     ("way", "message"),
     [
         ("too_many_tools", "lists more than 10000 tools; the others are left out"),
+        ("heavy_pages", "lists more tools than the gateway keeps; those after the first 4 are left out"),
         ("endless_pages", "lists more than 100 tools; the others are left out"),
         ("odd_names", "lists 'same' more than once among its tools; the first one counts"),
         ("deep_schema", "lists tools that are nested more than 240 deep; they are left out"),
@@ -149,6 +150,7 @@ async def test_capabilities_that_are_none_offer_nothing(gateway: RunningGateway)
 @pytest.mark.parametrize(
     ("way", "message"),
     [
+        ("many_values", "server 'bad' sent an answer of 6291494 bytes that cannot be read as JSON"),
         ("long_line", "server 'bad' sent a message of more than 33554432 bytes"),
         ("broken_answer", "server 'bad' sent an answer of 46 bytes that cannot be read as JSON"),
         ("no_result", "server 'bad' sent an answer without a result"),
@@ -164,6 +166,11 @@ async def test_a_call_that_goes_wrong_tells_how(gateway: RunningGateway, way: st
     assert error["message"] == message
     assert error["data"] == {"server": "bad"}
     assert psutil.Process(gateway.pid).memory_info().rss - before < MAX_GROWTH
+
+
+async def test_a_large_table_in_one_text_arrives_whole(gateway: RunningGateway) -> None:
+    await configure(gateway, "many_commas")
+    assert (await call(gateway))["result"]["content"][0]["text"] == '"a\\b",' * 2**20
 
 
 async def test_an_answer_too_deep_to_be_translated_fails_its_call(gateway: RunningGateway) -> None:

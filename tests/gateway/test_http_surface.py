@@ -217,6 +217,19 @@ async def test_arguments_nested_too_deep_to_be_passed_on_are_refused(gateway: Ru
         assert (refused.status_code, refused.json()["error"]) == (400, error)
 
 
+async def test_what_a_client_declares_is_not_kept_whatever_it_takes(gateway: RunningGateway) -> None:
+    gateway.configure({})
+    async with httpx.AsyncClient(timeout=20) as http:
+        session = LegacyWire(http, gateway.url)
+        for capabilities in ({"experimental": "x" * 8192}, nested(300)):
+            params = {"protocolVersion": "2025-11-25", "capabilities": capabilities}
+            answer = await session.post("initialize", params)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32602)
+        values = b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":[' + b"[]," * 10**6 + b"1]}}"
+        answer = await http.post(gateway.url, headers=session.headers, content=values)
+        assert (answer.status_code, answer.json()) == (413, {"error": "The body has more than 1000000 values."})
+
+
 async def test_a_made_up_cursor_is_refused(gateway: RunningGateway) -> None:
     gateway.configure({"scripted": scripted(tools=TOOLS)})
     async with httpx.AsyncClient(timeout=20) as http:

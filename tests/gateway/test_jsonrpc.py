@@ -1,10 +1,11 @@
 """Messages as bytes: a result passes unread where it can be cut out, and only there."""
 
 import json
+from typing import Any
 
 import pytest
 from sandgate_gateway.cursors import Cursors
-from sandgate_gateway.jsonrpc import Result, RpcError, parse_message, response
+from sandgate_gateway.jsonrpc import MAX_VALUES, Result, RpcError, has_too_many_values, parse_message, response
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,21 @@ def test_a_response_with_anything_else_in_it_is_never_cut(line: bytes) -> None:
 def test_what_is_not_an_object_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (the parser's own words are of no interest)
         parse_message(line)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_too_much"),
+    [
+        ([[]] * MAX_VALUES, True),
+        ({str(number): number for number in range(MAX_VALUES + 2)}, True),
+        ([""] * (MAX_VALUES + 2), True),
+        ("[]," * MAX_VALUES, False),
+        ({'a"\\': ['\\",', "\\"] * 1000 + [",\\" * MAX_VALUES]}, False),
+        ([0] * (MAX_VALUES - 2), False),
+    ],
+)
+def test_values_are_counted_before_they_take_memory(value: Any, is_too_much: bool) -> None:
+    assert has_too_many_values(json.dumps(value).encode()) is is_too_much
 
 
 def test_members_are_put_in_front_of_the_bytes() -> None:

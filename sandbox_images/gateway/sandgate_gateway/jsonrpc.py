@@ -21,6 +21,12 @@ MAX_DEPTH = 240
 _LEVELS_ADDED = 14
 """MAX_DEPTH and these are what orjson writes: an item of a list is some levels deeper in the gateway's own answer."""
 
+MAX_VALUES = 1_000_000
+"""Of one message: each takes 50 to 100 bytes of memory, be it two bytes of JSON."""
+
+_BETWEEN_VALUES = bytes(set(range(256)) - set(b'",[{'))
+"""All but what begins or separates values, and what begins or ends a string."""
+
 
 class RpcError(Exception):
     """A JSON-RPC error: what the peer answered, or what this side answers."""
@@ -68,8 +74,11 @@ def parse_message(data: bytes) -> tuple[dict[str, Any], bytes | None]:
     """One JSON-RPC message and, for a response with a result, the bytes of the result where they can be cut out.
 
     Only the value between two known ends is parsed in the common case; that it parses alone proves that nothing else
-    hides in the message. Raises: ValueError if it is not a JSON object, or more than MAX_DEPTH deep and no answer.
+    hides in the message. Raises: ValueError if it is not a JSON object, has more than MAX_VALUES values, or is no answer
+    and more than MAX_DEPTH deep.
     """
+    if has_too_many_values(data):
+        raise ValueError(f"a JSON-RPC message must not have more than {MAX_VALUES} values")
     if head := _RESULT_HEAD.match(data):
         raw = data[head.end() : data.rindex(b"}")]
         try:
@@ -88,6 +97,23 @@ def parse_message(data: bytes) -> tuple[dict[str, Any], bytes | None]:
     if "result" not in message and _may_be_deep(data) and not is_writable(message):
         raise ValueError("a JSON-RPC request or error must not be nested so deep")
     return message, None
+
+
+def has_too_many_values(data: bytes) -> bool:
+    """Whether JSON would take an unseemly amount of memory; told before it is parsed."""
+    return len(data) > MAX_VALUES and values_in(data) > MAX_VALUES
+
+
+def values_in(data: bytes) -> int:
+    """How many values JSON has, roughly; commas in strings count as long as there are few."""
+    count = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if count <= MAX_VALUES:
+        return count
+    marks = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _BETWEEN_VALUES)
+    quotes = marks.count(b'"')
+    if quotes > 4 * MAX_VALUES:  # two strings a value: its name and itself
+        return quotes // 4
+    return sum(map(len, marks.split(b'"')[::2]))
 
 
 def _may_be_deep(data: bytes) -> bool:

@@ -84,6 +84,8 @@ class McpEndpoint:
         if headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
             raise HttpError(415, "The body must be application/json.")
         body = await read_body(receive, headers, MAX_BODY)
+        if jsonrpc.has_too_many_values(body):
+            raise HttpError(413, f"The body has more than {jsonrpc.MAX_VALUES} values.")
         try:
             message = orjson.loads(body)
         except ValueError:

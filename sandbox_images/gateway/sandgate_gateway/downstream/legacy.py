@@ -27,6 +27,9 @@ PATIENCE_S = 1.0
 """How long an answer may take before the reply becomes an event stream; a broken stream can be resumed, a broken JSON
 answer is lost."""
 
+MAX_CAPABILITIES = 8 * 1024
+"""Bytes of what a client declares: a session keeps it."""
+
 ALLOW = {"Allow": "GET, POST, DELETE"}
 
 
@@ -87,18 +90,12 @@ class LegacyClients:
         return session
 
     async def _initialize(self, message: dict[str, Any], token: str, send: Send) -> None:
-        params = _params(message)
-        requested = params.get("protocolVersion")
-        if not isinstance(requested, str) or not isinstance(params.get("capabilities", {}), dict):
-            error = RpcError(INVALID_PARAMS, "initialize needs protocolVersion, a string, and capabilities, an object")
+        try:
+            version, capabilities = _declared(_params(message))
+        except RpcError as error:
             await respond(send, 400, jsonrpc.error_response(message["id"], error))
             return
-        session = Session(
-            token=token,
-            version=requested if requested in LEGACY_VERSIONS else LATEST_LEGACY_VERSION,
-            capabilities=params.get("capabilities", {}),
-            info=params.get("clientInfo"),
-        )
+        session = Session(token=token, version=version, capabilities=capabilities)
         self._sessions.add(session)
         value: dict[str, Any] = {
             "protocolVersion": session.protocol_version,
@@ -172,6 +169,17 @@ class LegacyClients:
 def _params(message: dict[str, Any]) -> dict[str, Any]:
     params = message.get("params")
     return params if isinstance(params, dict) else {}
+
+
+def _declared(params: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The version to speak with a client that sends these params of `initialize`, and its capabilities. Raises:
+    RpcError."""
+    requested, capabilities = params.get("protocolVersion"), params.get("capabilities", {})
+    if not isinstance(requested, str) or not isinstance(capabilities, dict):
+        raise RpcError(INVALID_PARAMS, "initialize needs protocolVersion, a string, and capabilities, an object")
+    if len(jsonrpc.encode(capabilities)) > MAX_CAPABILITIES:
+        raise RpcError(INVALID_PARAMS, f"capabilities are longer than {MAX_CAPABILITIES} bytes")
+    return requested if requested in LEGACY_VERSIONS else LATEST_LEGACY_VERSION, capabilities
 
 
 def _uri(params: dict[str, Any]) -> str:

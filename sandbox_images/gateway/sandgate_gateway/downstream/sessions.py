@@ -28,12 +28,11 @@ MAX_FINISHED_STREAMS = 16
 class Session:
     """One client between `initialize` and the end."""
 
-    def __init__(self, *, token: str, version: str, capabilities: dict[str, Any], info: Any) -> None:
+    def __init__(self, *, token: str, version: str, capabilities: dict[str, Any]) -> None:
         self.id = secrets.token_hex(16)
         self.token = token
         self.protocol_version = version
         self.capabilities = capabilities
-        self.info = info
         self.log_level: str | None = None
         self.subscriptions: set[str] = set()
         """Resource URIs as this client knows them."""

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from sandgate_gateway.callers import GATEWAY
-from sandgate_gateway.jsonrpc import MAX_DEPTH, RpcError, is_writable
+from sandgate_gateway.jsonrpc import MAX_DEPTH, RpcError, is_writable, values_in
 from sandgate_gateway.lists import CAPABILITY, KEYS, KINDS, METHODS, Item, Kind, Offer, distinct
 from sandgate_gateway.protocol import INTERNAL_ERROR, METHOD_NOT_FOUND
 from sandgate_gateway.upstreams.connection import Connection
@@ -17,6 +19,12 @@ UNANNOUNCED_TTL_S = 30.0
 
 MAX_PAGES = 100
 MAX_ITEMS = 10_000
+MAX_TEMPLATES = 1000
+"""Of URIs: what no list has is held against each of them."""
+
+MAX_LIST_BYTES = 32 * 1024 * 1024
+MAX_LIST_VALUES = 500_000
+"""Of all pages together: they stay in memory."""
 
 
 @dataclass
@@ -112,7 +120,9 @@ async def _fetch(kind: Kind, connection: Connection) -> Listing:
     if not isinstance(declared, dict):
         return Listing(good_until=float("inf"))
     listing = Listing()
-    has_too_deep = False
+    has_too_deep = is_too_large = has_more = False
+    most = MAX_TEMPLATES if kind == "resourceTemplates" else MAX_ITEMS
+    held_bytes = held_values = 0
     cursor: str | None = None
     for page in range(MAX_PAGES):
         try:
@@ -129,18 +139,29 @@ async def _fetch(kind: Kind, connection: Connection) -> Listing:
         if not is_writable(items):
             has_too_deep = True
             items = [item for item in items if is_writable(item)]
+        written = orjson.dumps(items)
+        held_bytes += len(written)
+        held_values += values_in(written)
+        if held_bytes > MAX_LIST_BYTES or held_values > MAX_LIST_VALUES:
+            is_too_large = True
+            break
         listing.items.extend(items)
         if page == 0:
             ttl = value.get("ttlMs")
             listing.ttl_ms = int(ttl) if isinstance(ttl, int | float) and ttl > 0 else 0
             listing.is_public = value.get("cacheScope") == "public"
         cursor = value.get("nextCursor")
-        if not isinstance(cursor, str) or len(listing.items) > MAX_ITEMS:
+        has_more = isinstance(cursor, str) or len(listing.items) > most
+        if not isinstance(cursor, str) or len(listing.items) > most:
             break
-    has_more = isinstance(cursor, str) or len(listing.items) > MAX_ITEMS
-    del listing.items[MAX_ITEMS:]
+    del listing.items[most:]
     listing.by_key = distinct(kind, listing.items)
-    listing.amiss = _what_is_amiss(kind, listing, has_more=has_more, has_too_deep=has_too_deep)
+    if is_too_large:
+        listing.amiss = (
+            f"lists more {kind} than the gateway keeps; those after the first {len(listing.items)} are left out"
+        )
+    else:
+        listing.amiss = _what_is_amiss(kind, listing, has_more=has_more, has_too_deep=has_too_deep)
     listing.good_until = _good_until(listing, declared, connection)
     return listing
 

@@ -135,7 +135,7 @@ class Server:
         """Runs until cancelled, or until the server has failed for good."""
         try:
             await self._live()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, it has to be told)
             logger.error("server %s failed: %s", self.name, self.redact("".join(traceback.format_exception(error))))
             self.message = f"failed in a way the gateway does not know ({type(error).__name__}); its log tells more"
             self._fail()
