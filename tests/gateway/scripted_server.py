@@ -5,7 +5,8 @@
 result). A list that is null is answered with an error. A tool call whose arguments hold `do` acts first: `exit` ends
 the process, `log` sends a notification, `ask` sends a request and returns its answer as text, `hang` never answers,
 `rename` changes the tools and says so, `update` reports a resource as updated, `cancelled` and `seen` tell what came
-in, `wait` answers when another call does `release`, `error` answers with this error until a second call.
+in, `wait` answers when another call does `release`, `goes_on` does so too, but logs and asks before that when another
+call does `go_on`, `error` answers with this error until a second call.
 """
 
 import json
@@ -19,6 +20,7 @@ VERSION = "2025-11-25"
 cancelled: list[Any] = []
 asked: dict[Any, Any] = {}
 held: list[Any] = []
+kept: list[Any] = []
 failed: list[Any] = []
 seen: list[str] = []
 
@@ -90,6 +92,8 @@ def call_tool(identifier: Any, params: dict[str, Any]) -> None:
                     send({"method": "notifications/progress", "params": progress})
                 send({"id": call, "result": text(f"released {number}")})
             held.clear()
+            for call, _ in kept:
+                send({"id": call, "result": text("too late")})
         case "log":
             send(
                 {"method": "notifications/message", "params": {"level": arguments["level"], "data": arguments["data"]}}
@@ -97,6 +101,16 @@ def call_tool(identifier: Any, params: dict[str, Any]) -> None:
         case "ask":
             asked[f"q{identifier}"] = identifier
             send({"id": f"q{identifier}", "method": arguments["method"], "params": arguments.get("params", {})})
+            return
+        case "goes_on":
+            kept.append((identifier, arguments))
+            return
+        case "go_on":
+            # As if the call that was kept did it: the answer to its question ends this call.
+            ((_, other),) = kept
+            send({"method": "notifications/message", "params": other["log"]})
+            asked["kept"] = identifier
+            send({"id": "kept", **other["ask"]})
             return
         case "rename":
             SCRIPT["tools"] = arguments["tools"]

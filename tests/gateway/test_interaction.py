@@ -119,32 +119,44 @@ async def asks(http: httpx.AsyncClient, gateway: RunningGateway, capabilities: A
     return await LegacyWire(http, gateway.url).open(capabilities)
 
 
-async def test_a_question_reaches_the_one_client_that_can_answer_it(gateway: RunningGateway) -> None:
+async def test_a_question_that_could_be_for_a_client_that_cannot_answer_is_not_shown_to_one_that_can(
+    gateway: RunningGateway,
+) -> None:
     gateway.configure({"scripted": scripted(tools=TOOL, capabilities=FULL)})
     async with httpx.AsyncClient(timeout=BOUND_S) as http:
-        able = await asks(http, gateway, {"elicitation": {}})
-        unable = await asks(http, gateway, {})
-        other = await asks(http, gateway, {"sampling": {}})
+        able, unable = await asks(http, gateway, {"elicitation": {}}), await asks(http, gateway, {})
         async with asyncio.TaskGroup() as group:
-            waiting = [group.create_task(session.call("t", {"do": "wait"})) for session in (unable, other)]
-            question = {"do": "ask", "method": "elicitation/create", "params": {"message": "?", "requestedSchema": {}}}
-            params = {"name": "t", "arguments": question}
-            body = {"jsonrpc": "2.0", "id": 99, "method": "tools/call", "params": params}
-            async with http.stream("POST", able.url, headers=able.headers, json=body) as response:
-                answer = None
-                async for line in response.aiter_lines():
-                    if not line.startswith("data: ") or not line[6:]:
-                        continue
-                    message = json.loads(line[6:])
-                    if message.get("method") == "elicitation/create":
-                        reply = {"id": message["id"], "result": {"action": "decline"}}
-                        assert (await able.send(reply)).status_code == 202
-                    else:
-                        answer = message
-            await able.call("t", {"do": "release"})
-        assert answer is not None
-        assert json.loads(answer["result"]["content"][0]["text"]) == {"action": "decline"}
-        assert all("released" in task.result()["result"]["content"][0]["text"] for task in waiting)
+            waiting = group.create_task(able.call("t", {"do": "wait"}))
+            await until_in_flight(unable)
+            answer = await unable.call("t", {"do": "ask", "method": "elicitation/create"})
+            await unable.call("t", {"do": "release"})
+        refusal = json.loads(answer["result"]["content"][0]["text"])
+        assert refusal["code"] == -32600
+        assert "released" in waiting.result()["result"]["content"][0]["text"]
+
+
+async def test_what_a_cancelled_call_asks_or_logs_reaches_no_other_client(gateway: RunningGateway) -> None:
+    gateway.configure({"scripted": scripted(tools=TOOL, capabilities=FULL)})
+    question = {"method": "elicitation/create", "params": {"message": "?", "requestedSchema": {}}}
+    async with httpx.AsyncClient(timeout=BOUND_S) as http:
+        first, second = await asks(http, gateway, {"elicitation": {}}), await asks(http, gateway, {"elicitation": {}})
+        params = {
+            "name": "t",
+            "arguments": {"do": "goes_on", "log": {"level": "error", "data": "secret"}, "ask": question},
+        }
+        body = {"id": "c", "method": "tools/call", "params": params}
+        async with asyncio.TaskGroup() as group:
+            cancelled = group.create_task(first.send(body))
+            await until_in_flight(second)
+            await first.notify("notifications/cancelled", {"requestId": "c"})
+            told = messages(await second.post("tools/call", {"name": "t", "arguments": {"do": "go_on"}}))
+        assert messages(cancelled.result()) == []
+        (answer,) = told
+        assert json.loads(answer["result"]["content"][0]["text"])["code"] == -32600
+        # The cancelled call is answered at last: it counts no more.
+        assert "result" in await second.call("t", {"do": "release"})
+        log = {"name": "t", "arguments": {"do": "log", "level": "error", "data": "loud"}}
+        assert len(messages(await second.post("tools/call", log))) == 2
 
 
 async def test_a_question_that_could_be_for_two_clients_is_answered_with_an_error(gateway: RunningGateway) -> None:

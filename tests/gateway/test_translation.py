@@ -9,7 +9,7 @@ from sandgate_gateway.eras.probe import accepted_legacy_version, is_modern_refus
 from sandgate_gateway.eras.translate import answer_inputs, input_request, result_for
 from sandgate_gateway.headers import Annotations, decode_value, encode_value, request_headers
 from sandgate_gateway.jsonrpc import Result, RpcError
-from sandgate_gateway.upstreams.correlation import Correlation
+from sandgate_gateway.upstreams.correlation import CANCELLED_COUNTS_S, Correlation
 
 META = "io.modelcontextprotocol/"
 
@@ -181,12 +181,34 @@ def test_invalid_annotations_are_found(schema: Any) -> None:
 async def test_a_question_is_for_whoever_is_not_waiting_for_an_answer() -> None:
     correlation = Correlation()
     waiting, active, unable = Client("w", elicitation={}), Client("a", elicitation={}), Client("u")
-    for caller in (waiting, active, unable):
+    for caller in (waiting, active):
         correlation.add(caller, Any)  # type: ignore[arg-type]
     with pytest.raises(RpcError, match="2 clients"):
         correlation.caller_for_request("elicitation/create")
     with correlation.asking(waiting):
         assert correlation.caller_for_request("elicitation/create") is active
+        correlation.add(unable, Any)  # type: ignore[arg-type]
+        with pytest.raises(RpcError, match="2 clients"):
+            correlation.caller_for_request("elicitation/create")
         with correlation.asking(active), pytest.raises(RpcError, match="no client"):
             correlation.caller_for_request("elicitation/create")
     assert unable.lacked_capability == "elicitation/create"
+
+
+async def test_a_cancelled_call_counts_for_a_minute_or_until_it_is_answered() -> None:
+    now = 0.0
+    correlation = Correlation(lambda: now)
+    other = Client("o", elicitation={})
+    correlation.add(other, Any)  # type: ignore[arg-type]
+    for ending in ("answer", "time"):
+        cancelled = correlation.add(Client("c", elicitation={}), Any)  # type: ignore[arg-type]
+        correlation.cancel(cancelled.identifier)
+        with pytest.raises(RpcError, match="just cancelled one"):
+            correlation.caller_for_request("elicitation/create")
+        assert correlation.caller_for_log("error") is None
+        if ending == "answer":
+            assert correlation.take(cancelled.identifier) is None
+        else:
+            now += CANCELLED_COUNTS_S
+        assert correlation.caller_for_request("elicitation/create") is other
+        assert correlation.caller_for_log("error") is other

@@ -74,8 +74,8 @@ def parse_message(data: bytes) -> tuple[dict[str, Any], bytes | None]:
     """One JSON-RPC message and, for a response with a result, the bytes of the result where they can be cut out.
 
     Only the value between two known ends is parsed in the common case; that it parses alone proves that nothing else
-    hides in the message. Raises: ValueError if it is not a JSON object, has more than MAX_VALUES values, or is no answer
-    and more than MAX_DEPTH deep.
+    hides in the message. Raises: ValueError if it is not a JSON object, has more than MAX_VALUES values, or is no
+    answer and more than MAX_DEPTH deep.
     """
     if has_too_many_values(data):
         raise ValueError(f"a JSON-RPC message must not have more than {MAX_VALUES} values")

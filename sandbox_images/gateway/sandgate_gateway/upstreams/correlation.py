@@ -2,18 +2,23 @@
 
 On stdio nothing but a request id or a progress token says which call a message is about. A request of the server, or a
 log message, belongs to the one client that has requests in flight there; where that is not unique nobody gets it,
-because a wrong guess would show one client's question or data to another. A call that is waiting for the answer to a
-question is not expected to ask another: it counts only if no other call is in flight.
+because a wrong guess would show one client's question or data to another. So a client that could not answer counts,
+and so does one that has cancelled a call which the server may not have given up yet. A call that is waiting for the
+answer to a question is not expected to ask another: it counts only if no other call is in flight.
 """
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sandgate_gateway.callers import Caller
+from sandgate_gateway.callers import GATEWAY, Caller
 from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.protocol import INVALID_REQUEST, LOG_LEVELS, log_rank
+
+CANCELLED_COUNTS_S = 60.0
+"""How long a cancelled request that is not answered counts as one the server still works at."""
 
 _MAX_DIGITS = 18
 
@@ -32,8 +37,11 @@ class InFlight:
 class Correlation:
     """The requests in flight on one connection, by id."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._in_flight: dict[int, InFlight] = {}
+        self._cancelled: dict[int, tuple[Hashable, float]] = {}
+        """Request -> key of its caller, until when it counts; the oldest first."""
         self._asking: list[Caller] = []
         self._last_id = 0
 
@@ -49,7 +57,17 @@ class Correlation:
             identifier = int(identifier)
         if isinstance(identifier, bool) or not isinstance(identifier, int):
             return None
-        return self._in_flight.pop(identifier, None)
+        entry = self._in_flight.pop(identifier, None)
+        if entry is None:
+            self._cancelled.pop(identifier, None)
+        return entry
+
+    def cancel(self, identifier: int) -> None:
+        """Nobody waits for this request any more, but the server may go on with it."""
+        entry = self._in_flight.pop(identifier, None)
+        if entry is not None and entry.caller.key != GATEWAY.key:
+            self._forget_old()
+            self._cancelled[identifier] = (entry.caller.key, self._now() + CANCELLED_COUNTS_S)
 
     def take_all(self) -> list[InFlight]:
         entries, self._in_flight = list(self._in_flight.values()), {}
@@ -62,17 +80,18 @@ class Correlation:
 
     def caller_for_request(self, method: str) -> Caller:
         """Who is to answer a request of the server. Raises: RpcError for the server if that is not clear."""
-        candidates = self._clients()
-        able = {key: caller for key, caller in candidates.items() if caller.has_capability_for(method)}
-        if len(able) == 1:
-            return next(iter(able.values()))
+        clients = self._clients()
+        callers = [caller for caller in clients.values() if caller is not None]
+        able = [caller for caller in callers if caller.has_capability_for(method)]
+        if able and len(clients) == 1:
+            return able[0]
         if able:
             raise RpcError(
                 INVALID_REQUEST,
-                f"{method} cannot be answered: {len(able)} clients have calls in progress on this server "
-                "and nothing in the request says which one it is for",
+                f"{method} cannot be answered: {len(clients)} clients have calls in progress on this server, or have "
+                "just cancelled one, and nothing in the request says which one it is for",
             )
-        for caller in candidates.values():
+        for caller in callers:
             caller.lacked_capability = method
         raise RpcError(
             INVALID_REQUEST,
@@ -85,7 +104,7 @@ class Correlation:
         if len(clients) != 1:
             return None
         caller = next(iter(clients.values()))
-        return caller if wants_log(caller, level) else None
+        return caller if caller is not None and wants_log(caller, level) else None
 
     @contextmanager
     def asking(self, caller: Caller) -> Iterator[None]:
@@ -100,12 +119,23 @@ class Correlation:
     def has_clients(self) -> bool:
         return bool(self._clients())
 
-    def _clients(self) -> dict[object, Caller]:
-        """The latest request in flight of each client; the gateway's own requests do not count."""
-        callers = [entry.caller for entry in self._in_flight.values() if entry.caller.key != "gateway"]
-        return {caller.key: caller for caller in callers if caller not in self._asking} or {
+    def _clients(self) -> dict[Hashable, Caller | None]:
+        """The latest request in flight of each client, None for one that has cancelled all it had; the gateway's own
+        requests do not count."""
+        self._forget_old()
+        callers = [entry.caller for entry in self._in_flight.values() if entry.caller.key != GATEWAY.key]
+        in_flight = {caller.key: caller for caller in callers if caller not in self._asking} or {
             caller.key: caller for caller in callers
         }
+        return {**dict.fromkeys(key for key, _ in self._cancelled.values()), **in_flight}
+
+    def _forget_old(self) -> None:
+        now = self._now()
+        while self._cancelled:
+            oldest = next(iter(self._cancelled))
+            if self._cancelled[oldest][1] > now:
+                break
+            del self._cancelled[oldest]
 
 
 def wants_log(caller: Caller, level: object) -> bool:

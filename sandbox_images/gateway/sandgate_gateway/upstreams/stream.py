@@ -188,7 +188,7 @@ class StreamConnection(Connection):
             self._correlation.take(entry.identifier)  # if it could not be written
             raise
         except asyncio.CancelledError:
-            self._correlation.take(entry.identifier)
+            self._correlation.cancel(entry.identifier)
             if method not in ("initialize", "server/discover"):  # these must not be cancelled (both revisions)
                 self.write(_cancelled(entry.identifier))
             raise
