@@ -9,7 +9,6 @@ import pytest
 from sandgate_gateway.aggregate import Aggregate
 from sandgate_gateway.callers import Caller
 from sandgate_gateway.configuration import ServerDefinition, StdioTransport, Transport, parse_configuration
-from sandgate_gateway.control_plane_requests import ControlPlaneRequests
 from sandgate_gateway.downstream.calls import Calls
 from sandgate_gateway.downstream.endpoint import McpEndpoint
 from sandgate_gateway.downstream.fanout import Fanout
@@ -18,10 +17,10 @@ from sandgate_gateway.downstream.modern import ModernClients
 from sandgate_gateway.downstream.sessions import Sessions
 from sandgate_gateway.downstream.subscriptions import Subscriptions
 from sandgate_gateway.jsonrpc import Result
-from sandgate_gateway.servers.fleet import Fleet
 from sandgate_gateway.servers.server import Server
 from sandgate_gateway.upstreams.connection import Connection, Listener
 
+from tests.gateway.parts import empty_fleet
 from tests.gateway.running_gateway import TOKEN
 from tests.gateway.wire import LegacyWire, messages, modern
 
@@ -34,13 +33,7 @@ class BrokenCalls(Calls):
 
 
 def broken_endpoint(folder: Path) -> McpEndpoint:
-    fleet = Fleet(
-        folder,
-        own_users=False,
-        requests=ControlPlaneRequests(),
-        changed=lambda: None,
-        on_notification=lambda server, method, params: None,
-    )
+    fleet = empty_fleet(folder)
     aggregate = Aggregate(fleet, b"key")
     calls = BrokenCalls(aggregate)
     subscriptions = Subscriptions(aggregate)

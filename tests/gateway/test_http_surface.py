@@ -139,8 +139,26 @@ async def test_a_broken_stream_is_resumed_with_what_was_missed(gateway: RunningG
         (message,) = messages(answer)
         assert message["id"] == "w"
         assert message["result"]["content"][0]["text"] == "released 0"
-        unknown = await http.get(gateway.url, headers={**session.headers, "Last-Event-ID": "99-1"})
-        assert unknown.status_code == 404
+        for event_id in ("99-1", "0-\xb2", "0-" + "1" * 5000, "0", "-1"):
+            headers = httpx.Headers({**session.headers, "Last-Event-ID": event_id}, encoding="latin-1")
+            assert (await http.get(gateway.url, headers=headers)).status_code == 404
+
+
+async def test_what_a_stream_has_delivered_is_not_delivered_again(gateway: RunningGateway) -> None:
+    gateway.configure({"scripted": scripted(tools=TOOLS)})
+    async with httpx.AsyncClient(timeout=20) as http:
+        session = await LegacyWire(http, gateway.url).open()
+        ids = []
+        for name in ("one", "two"):
+            async with http.stream("GET", gateway.url, headers=session.headers) as stream:
+                tools = [*TOOLS, {"name": name, "inputSchema": {"type": "object"}}]
+                await session.call("t", {"do": "rename", "tools": tools})
+                lines = stream.aiter_lines()
+                async for line in lines:
+                    ids += [line] if line.startswith("id: ") else []
+                    if "list_changed" in line:
+                        break
+        assert ids == ["id: 0-0", "id: 0-1", "id: 0-1", "id: 0-2"]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import orjson
 
+from sandgate_gateway import jsonrpc
 from sandgate_gateway.aggregate import Aggregate
-from sandgate_gateway.downstream.sessions import Sessions
+from sandgate_gateway.downstream.sessions import Session, Sessions
 from sandgate_gateway.lists import CAPABILITY, KINDS
 from sandgate_gateway.protocol import LIST_CHANGED
 from sandgate_gateway.servers.server import Server
@@ -54,8 +55,7 @@ class Fanout:
                     exposed = self._aggregate.routes.uris.expose(server.name, uri)
                     self._updated(exposed, {**params, "uri": exposed})
             case "notifications/message" | "notifications/elicitation/complete":
-                for session in self._sessions:
-                    session.tell(method, params)
+                self._tell_sessions(method, params)
             case _ if method in LIST_CHANGED:
                 self.lists_may_have_changed()
 
@@ -64,11 +64,19 @@ class Fanout:
             self._timer.cancel()
 
     def _updated(self, uri: str, params: dict[str, Any]) -> None:
-        for session in self._sessions:
-            if uri in session.subscriptions:
-                session.tell("notifications/resources/updated", params)
+        method = "notifications/resources/updated"
+        self._tell_sessions(method, params, lambda session: uri in session.subscriptions)
         for listener in list(self._listeners):
-            listener.tell("notifications/resources/updated", params)
+            listener.tell(method, params)
+
+    def _tell_sessions(
+        self, method: str, params: dict[str, Any], concerns: Callable[[Session], bool] = lambda session: True
+    ) -> None:
+        """The message is written once, and kept once for all of them."""
+        message = jsonrpc.notification(method, params or None)
+        for session in self._sessions:
+            if concerns(session):
+                session.tell(method, params, message)
 
     def _announce(self) -> None:
         self._timer = None
@@ -77,8 +85,7 @@ class Fanout:
             before = self._announced.get(capability)
             self._announced[capability] = digest
             if before is not None and before != digest:
-                for session in self._sessions:
-                    session.tell(method, {})
+                self._tell_sessions(method, {})
                 for listener in list(self._listeners):
                     listener.tell(method, {})
 

@@ -62,7 +62,7 @@ class LegacyClients:
     async def get(self, headers: Headers, token: str, receive: Receive, send: Send) -> None:
         """The stream for what belongs to no request; with Last-Event-ID, the rest of the stream that event is on."""
         session = self._session(headers, token)
-        stream, after = session.background, 0
+        stream, after = session.background, session.background.delivered
         if event_id := headers.get("last-event-id"):
             found = session.stream_of(event_id)
             if found is None:

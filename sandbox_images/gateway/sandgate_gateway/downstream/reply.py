@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
 from sandgate_gateway.asgi import Receive, Send, respond
 from sandgate_gateway.sse import KEEP_ALIVE, encode_event, encode_priming
@@ -18,7 +19,10 @@ MAX_EVENTS = 1024
 MAX_KEPT_BYTES = 8 * 1024 * 1024
 
 MAX_DELIVERED_BYTES = 64 * 1024
-"""Kept of a stream that was sent to its end."""
+"""Kept of a stream that was sent to its end, and of what was sent on one that has none."""
+
+MAX_UNHEARD_BYTES = 256 * 1024
+"""Kept of a stream without end while nobody listens: there may be a thousand of them, for a day."""
 
 RETRY_MS = 1000
 
@@ -33,13 +37,18 @@ class EventStream:
     """Events in order, written by whichever response is attached; kept for resumption if the stream has a name.
 
     An event's id is `<stream name>-<number>`, so that it names its stream (2025-11-25, basic/transports, resumability).
+    What is kept are the messages: several streams may keep the same one.
     """
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, *, is_endless: bool = False) -> None:
+        """`is_endless`: it belongs to no request, so that nothing but the end of its session ends it."""
         self.name = name
         self.is_closed = False
-        self._events: deque[bytes] = deque()
-        self._first = 1  # number of the oldest event kept
+        self.delivered = 0
+        """Number of the last event that was sent."""
+        self._is_endless = is_endless
+        self._messages: deque[bytes] = deque()
+        self._first = 1  # number of the oldest message kept
         self._kept_bytes = 0
         self._writer: asyncio.Future[None] | None = None
         self._attached: object = None
@@ -48,13 +57,11 @@ class EventStream:
         """Add one JSON-RPC message; silent once the stream is closed."""
         if self.is_closed:
             return
-        number = self._first + len(self._events)
-        event = encode_event(message, None if self.name is None else f"{self.name}-{number}")
-        self._events.append(event)
-        self._kept_bytes += len(event)
-        while len(self._events) > MAX_EVENTS or (self._kept_bytes > MAX_KEPT_BYTES and len(self._events) > 1):
-            self._kept_bytes -= len(self._events.popleft())
-            self._first += 1
+        self._messages.append(message)
+        self._kept_bytes += len(message)
+        most = MAX_UNHEARD_BYTES if self._is_endless and self._attached is None else MAX_KEPT_BYTES
+        while len(self._messages) > MAX_EVENTS or (self._kept_bytes > most and len(self._messages) > 1):
+            self._drop_oldest()
         self._wake()
 
     def close(self) -> None:
@@ -77,9 +84,10 @@ class EventStream:
             position = after
             while self._attached is me and not gone.done():
                 if chunk := self._after(position):
-                    position = self._first + len(self._events) - 1
-                    self._release(position)
+                    position = self._first + len(self._messages) - 1
                     await _write(send, chunk)
+                    if not gone.done():
+                        self._release(position)
                 elif self.is_closed:
                     break
                 elif not await self._wait(KEEP_ALIVE_S):
@@ -87,10 +95,13 @@ class EventStream:
         finally:
             is_there = not gone.done()
             gone.cancel()
+            is_mine = self._attached is me
+            if is_mine:
+                self._attached = None
         if is_there:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-            if self.is_closed and self._attached is me and self._kept_bytes > MAX_DELIVERED_BYTES:
-                self._events.clear()  # delivered: too large to keep for the rare client that lost it underway
+            if self.is_closed and is_mine and self._kept_bytes > MAX_DELIVERED_BYTES:
+                self._messages.clear()  # delivered: too large to keep for the rare client that lost it underway
                 self._kept_bytes = 0
         return is_there
 
@@ -100,17 +111,24 @@ class EventStream:
         self._wake()
 
     def _after(self, position: int) -> bytes:
-        skip = max(0, position + 1 - self._first)
-        if skip >= len(self._events):
-            return b""
-        return b"".join(list(self._events)[skip:]) if skip else b"".join(self._events)
+        number = max(position + 1, self._first)
+        return b"".join(
+            encode_event(message, None if self.name is None else f"{self.name}-{number + index}")
+            for index, message in enumerate(islice(self._messages, number - self._first, None))
+        )
 
     def _release(self, position: int) -> None:
-        """A stream nobody can resume need not keep what is sent."""
-        if self.name is None:
-            self._first = position + 1
-            self._events.clear()
-            self._kept_bytes = 0
+        """Everything up to this number was sent. A stream nobody can resume need not keep it, one without end not all
+        of it."""
+        self.delivered = max(self.delivered, position)
+        if self.name is None or self._is_endless:
+            most = 0 if self.name is None else MAX_DELIVERED_BYTES
+            while self._kept_bytes > most and self._first <= position:
+                self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        self._kept_bytes -= len(self._messages.popleft())
+        self._first += 1
 
     async def _wait(self, seconds: float) -> bool:
         """False if nothing has happened for that long."""

@@ -1,6 +1,7 @@
 """Sessions of legacy clients: opened by `initialize`, ended by DELETE or idleness, forgotten by a restart."""
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -24,6 +25,8 @@ ASK_TIMEOUT_S = 3600.0
 MAX_FINISHED_STREAMS = 16
 """Streams of answered requests kept for clients whose connection broke."""
 
+_EVENT_NUMBER = re.compile(r"[0-9]{1,18}")
+
 
 class Session:
     """One client between `initialize` and the end."""
@@ -36,7 +39,7 @@ class Session:
         self.log_level: str | None = None
         self.subscriptions: set[str] = set()
         """Resource URIs as this client knows them."""
-        self.background = EventStream("0")
+        self.background = EventStream("0", is_endless=True)
         """What belongs to no request; written to the GET stream."""
         self.last_used = time.monotonic()
         self._streams: dict[str, EventStream] = {"0": self.background}
@@ -63,7 +66,7 @@ class Session:
         """The stream an event id belongs to, and the event's number; None if it is unknown or no longer kept."""
         name, _, number = event_id.rpartition("-")
         stream = self._streams.get(name)
-        return (stream, int(number)) if stream is not None and number.isdigit() else None
+        return (stream, int(number)) if stream is not None and _EVENT_NUMBER.fullmatch(number) else None
 
     def start(self, identifier: object, call: Coroutine[Any, Any, None]) -> None:
         """Run a call of the client in the background; it goes on if the client's connection breaks. Raises: RpcError
@@ -112,8 +115,9 @@ class Session:
 
     # What concerns no request
 
-    def tell(self, method: str, params: dict[str, Any]) -> None:
-        """A notification on the GET stream, kept until the client opens one."""
+    def tell(self, method: str, params: dict[str, Any], message: bytes | None = None) -> None:
+        """A notification on the GET stream, kept for a client that has none open. `message` is the same notification
+        written already, for all sessions that are told."""
         if (
             method == "notifications/message"
             and self.log_level
@@ -122,7 +126,7 @@ class Session:
             return
         if method == "notifications/elicitation/complete" and params.get("elicitationId") not in self._url_elicitations:
             return
-        self.background.push(jsonrpc.notification(method, params or None))
+        self.background.push(jsonrpc.notification(method, params or None) if message is None else message)
 
     def close(self) -> None:
         for task in list(self._calls.values()):
