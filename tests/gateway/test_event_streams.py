@@ -84,4 +84,4 @@ async def test_what_all_sessions_are_told_is_kept_once(tmp_path: Path) -> None:
         tracemalloc.stop()
     for session in sessions:
         assert b"9xxx" in await sent(session.background)
-    assert kept < 4 * MAX_UNHEARD_BYTES
+    assert kept < 10 * MAX_UNHEARD_BYTES  # and not of each of the hundred sessions

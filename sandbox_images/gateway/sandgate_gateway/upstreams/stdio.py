@@ -48,7 +48,8 @@ class StderrLog:
             if self._file is None or self._file.tell() > MAX_LOG_BYTES:
                 self._reopen()
             if self._file is not None:
-                self._file.write(data)
+                with suppress(OSError):  # as in `_reopen`
+                    self._file.write(data)
         *lines, self._partial = (self._partial + data).split(b"\n")
         self._partial = self._partial[-_MAX_STDERR_LINE:]
         for line in lines[-2 * STDERR_LINES :]:  # some may be blank
