@@ -2,11 +2,11 @@
 
 `python scripted_server.py '<json>'`. The script has any of: `capabilities`, `instructions`, `tools`, `prompts`,
 `resources`, `resourceTemplates` (lists as they are answered), `label` (what resources say), `results` (tool name ->
-result). A list that is null is answered with an error. A tool call whose arguments hold `do` acts first: `exit` ends
-the process, `log` sends a notification, `ask` sends a request and returns its answer as text, `hang` never answers,
-`rename` changes the tools and says so, `update` reports a resource as updated, `cancelled` and `seen` tell what came
-in, `wait` answers when another call does `release`, `goes_on` does so too, but logs and asks before that when another
-call does `go_on`, `error` answers with this error until a second call.
+result), `ignored` (methods that are never answered). A list that is null is answered with an error. A tool call whose
+arguments hold `do` acts first: `exit` ends the process, `log` sends a notification, `ask` sends a request and returns
+its answer as text, `hang` never answers, `rename` changes the tools and says so, `update` reports a resource as
+updated, `cancelled` and `seen` tell what came in, `wait` answers when another call does `release`, `goes_on` does so
+too, but logs and asks before that when another call does `go_on`, `error` answers with this error until a second call.
 """
 
 import json
@@ -44,6 +44,8 @@ def handle(message: dict[str, Any]) -> None:
     if method == "notifications/cancelled":
         cancelled.append(params["requestId"])
     if identifier is None:
+        return
+    if method in SCRIPT.get("ignored", ()):
         return
     if method == "initialize":
         result: dict[str, Any] = {

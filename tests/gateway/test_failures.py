@@ -36,7 +36,7 @@ def broken_endpoint(folder: Path) -> McpEndpoint:
     fleet = empty_fleet(folder)
     aggregate = Aggregate(fleet, b"key")
     calls = BrokenCalls(aggregate)
-    subscriptions = Subscriptions(aggregate)
+    subscriptions = Subscriptions(aggregate, fleet)
     sessions = Sessions(lambda session: subscriptions.forget(session.id))
     modern_clients = ModernClients(aggregate, calls, Fanout(aggregate, sessions), subscriptions)
     endpoint = McpEndpoint(LegacyClients(fleet, aggregate, calls, sessions, subscriptions), modern_clients)
@@ -65,6 +65,7 @@ async def test_a_server_whose_life_the_gateway_ends_by_mistake_has_failed(caplog
     server = Server(
         ServerDefinition("s", StdioTransport(("true",), {"KEY": "hunter2-hunter2"}), start_timeout_s=1),
         connect=connect,
+        subscriptions={},
         stderr=list,
         changed=lambda: None,
         on_notification=lambda server, method, params: None,

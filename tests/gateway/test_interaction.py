@@ -324,6 +324,54 @@ async def test_updates_of_a_resource_reach_its_subscribers_only(gateway: Running
             ]
 
 
+@pytest.mark.parametrize("is_away_between", [False, True])
+async def test_a_subscription_goes_on_at_a_server_that_is_configured_anew(
+    gateway: RunningGateway, is_away_between: bool
+) -> None:
+    resources = [{"uri": "memo:x", "name": "x"}]
+    server = scripted(tools=TOOL, capabilities=FULL, resources=resources)
+    gateway.configure({"scripted": server})
+    async with httpx.AsyncClient(timeout=BOUND_S) as http:
+        session = await LegacyWire(http, gateway.url).open()
+        assert (await session.post("resources/subscribe", {"uri": "memo:x"})).json()["result"] == {}
+        if is_away_between:
+            gateway.configure({})
+        changed = {**server, "env": {**server["env"], "CHANGED": "1"}}
+        assert gateway.configure({"scripted": changed})["scripted"]["state"] == "ready"
+        assert (await session.post("resources/subscribe", {"uri": "memo:x"})).json()["result"] == {}
+        seen = json.loads((await session.call("t", {"do": "seen"}))["result"]["content"][0]["text"])
+        assert seen.count("resources/subscribe") == 1
+        async with http.stream("GET", gateway.url, headers=session.headers) as get:
+            await session.call("t", {"do": "update", "uri": "memo:x"})
+            updates = (event async for event in events(get) if event["method"] == "notifications/resources/updated")
+            assert (await anext(updates))["params"] == {"uri": "memo:x"}
+        await session.post("resources/unsubscribe", {"uri": "memo:x"})
+        seen = json.loads((await session.call("t", {"do": "seen"}))["result"]["content"][0]["text"])
+        assert seen.count("resources/unsubscribe") == 1
+
+
+async def test_a_subscription_moves_to_another_server_that_has_the_resource_now(gateway: RunningGateway) -> None:
+    server = scripted(tools=TOOL, capabilities=FULL, resources=[{"uri": "memo:x", "name": "x"}])
+    gateway.configure({"one": server})
+    async with httpx.AsyncClient(timeout=BOUND_S) as http:
+        session = await LegacyWire(http, gateway.url).open()
+        for name in ("one", "two"):
+            gateway.configure({name: server})
+            assert (await session.post("resources/subscribe", {"uri": "memo:x"})).json()["result"] == {}
+            seen = json.loads((await session.call("t", {"do": "seen"}))["result"]["content"][0]["text"])
+            assert seen.count("resources/subscribe") == 1
+
+
+async def test_a_server_that_does_not_answer_a_subscription_is_ready_all_the_same(gateway: RunningGateway) -> None:
+    script: dict[str, Any] = {"tools": TOOL, "capabilities": FULL, "resources": [{"uri": "memo:x", "name": "x"}]}
+    gateway.configure({"scripted": scripted(**script)})
+    async with httpx.AsyncClient(timeout=BOUND_S) as http:
+        session = await LegacyWire(http, gateway.url).open()
+        assert (await session.post("resources/subscribe", {"uri": "memo:x"})).json()["result"] == {}
+        silent = scripted(**script, ignored=["resources/subscribe"])
+        assert gateway.configure({"scripted": silent})["scripted"]["state"] == "ready"
+
+
 async def test_a_state_is_good_once_and_for_its_own_request_only(gateway: RunningGateway) -> None:
     gateway.configure({"fixture": conformance("legacy")})
     can: dict[str, Any] = {"elicitation": {}}

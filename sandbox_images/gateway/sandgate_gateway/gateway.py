@@ -40,7 +40,7 @@ class Gateway:
         self._aggregate = Aggregate(self.fleet, secrets.token_bytes(32))
         calls = Calls(self._aggregate)
         self._sessions = Sessions(self._session_ended)
-        self._subscriptions = Subscriptions(self._aggregate)
+        self._subscriptions = Subscriptions(self._aggregate, self.fleet)
         self._fanout = Fanout(self._aggregate, self._sessions)
         self._modern = ModernClients(self._aggregate, calls, self._fanout, self._subscriptions)
         legacy = LegacyClients(self.fleet, self._aggregate, calls, self._sessions, self._subscriptions)

@@ -1,37 +1,48 @@
 """Which client wants updates of which resource, and the subscriptions at the servers that follow from it."""
 
+import asyncio
+
 from sandgate_gateway.aggregate import Aggregate
 from sandgate_gateway.jsonrpc import RpcError
-from sandgate_gateway.protocol import INVALID_PARAMS
+from sandgate_gateway.protocol import INTERNAL_ERROR, INVALID_PARAMS
+from sandgate_gateway.servers.fleet import Fleet
 from sandgate_gateway.servers.server import Server
 from sandgate_gateway.upstreams.connection import ConnectionEndedError
 
 MAX_PER_CLIENT = 1000
 
+SUBSCRIBE_TIMEOUT_S = 10.0
+"""Of telling a server; the client waits for it."""
+
 
 class Subscriptions:
-    """A resource is subscribed at its server once, as long as at least one client wants it."""
+    """A resource is subscribed at its server once, as long as at least one client wants it; if the server is replaced,
+    at the next one of its name."""
 
-    def __init__(self, aggregate: Aggregate) -> None:
+    def __init__(self, aggregate: Aggregate, fleet: Fleet) -> None:
         self._aggregate = aggregate
-        self._wanted: dict[str, dict[str, tuple[Server, str]]] = {}
-        """Client -> URI as it knows it -> server and its own URI."""
+        self._fleet = fleet
+        self._wanted: dict[str, dict[str, tuple[str, str]]] = {}
+        """Client -> URI as it knows it -> name of the server and its own URI."""
 
     async def add(self, client: str, uri: str) -> None:
         """Safe to repeat. Raises: RpcError for a resource that no server can report on."""
         wanted = self._wanted.setdefault(client, {})
         if uri in wanted:
-            return
+            if self._fleet.get(wanted[uri][0]) is not None:
+                return
+            await self.remove(client, uri)  # its server was taken away; another may have the resource now
         if len(wanted) >= MAX_PER_CLIENT:
             raise RpcError(INVALID_PARAMS, f"a client can subscribe to {MAX_PER_CLIENT} resources")
         owners = await self._aggregate.resource(uri) or [(s, uri) for s in self._aggregate.servers_with_resources()]
         able = [(server, own) for server, own in owners if _can_subscribe(server)]
         if not able:
             raise RpcError(INVALID_PARAMS, f"no server reports updates of {uri}", {"uri": uri})
-        wanted[uri] = able[0]
         server, own = able[0]
-        server.subscriptions[own] = server.subscriptions.get(own, 0) + 1
-        if server.subscriptions[own] == 1:
+        wanted[uri] = (server.name, own)
+        counts = self._fleet.subscriptions(server.name)
+        counts[own] = counts.get(own, 0) + 1
+        if counts[own] == 1:
             try:
                 await _apply(server)
             except RpcError:
@@ -43,12 +54,16 @@ class Subscriptions:
         found = self._wanted.get(client, {}).pop(uri, None)
         if found is None:
             return
-        server, own = found
-        count = server.subscriptions.get(own, 0) - 1
+        name, own = found
+        counts = self._fleet.subscriptions(name)
+        count = counts.get(own, 0) - 1
         if count > 0:
-            server.subscriptions[own] = count
+            counts[own] = count
             return
-        server.subscriptions.pop(own, None)
+        counts.pop(own, None)
+        server = self._fleet.get(name)
+        if server is None:
+            return
         try:
             await _apply(server)
         except RpcError:
@@ -66,9 +81,13 @@ async def _apply(server: Server) -> None:
     if server.connection is None:
         return  # done again when it is there
     try:
-        await server.connection.subscribe(frozenset(server.subscriptions))
+        async with asyncio.timeout(SUBSCRIBE_TIMEOUT_S):
+            await server.connection.subscribe(frozenset(server.subscriptions))
     except ConnectionEndedError:
         return
+    except TimeoutError:
+        problem = f"server {server.name!r} did not answer a subscription within {SUBSCRIBE_TIMEOUT_S:g} s"
+        raise RpcError(INTERNAL_ERROR, problem, {"server": server.name}) from None
 
 
 def _can_subscribe(server: Server) -> bool:

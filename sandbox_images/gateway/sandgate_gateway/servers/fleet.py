@@ -64,6 +64,8 @@ class Fleet:
         self._servers: dict[str, Server] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._numbers: dict[str, int] = {}
+        self._subscriptions: dict[str, dict[str, int]] = {}
+        """Server -> what clients have subscribed to there, whether or not it is there now."""
         self._turns: list[asyncio.Task[None]] = []
         self._applying = asyncio.Lock()
         self.version = 0
@@ -75,6 +77,10 @@ class Fleet:
 
     def get(self, name: str) -> Server | None:
         return self._servers.get(name)
+
+    def subscriptions(self, name: str) -> dict[str, int]:
+        """What clients have subscribed to at the server of this name: its own URI -> how many of them."""
+        return self._subscriptions.setdefault(name, {})
 
     async def apply(self, configuration: Configuration) -> None:
         """Stop what is gone or different, start what is new. Returns once it has been stopped and is being started."""
@@ -185,6 +191,7 @@ class Fleet:
         return Server(
             definition,
             connect=connect,
+            subscriptions=self.subscriptions(definition.name),
             stderr=stderr.snapshot,
             changed=self._changed,
             on_notification=self._on_notification,

@@ -69,6 +69,7 @@ class Server:
         definition: ServerDefinition,
         *,
         connect: Connect,
+        subscriptions: dict[str, int],
         stderr: Callable[[], list[str]],
         changed: Callable[[], None],
         on_notification: Callable[["Server", str, dict[str, Any]], None],
@@ -84,8 +85,8 @@ class Server:
         """As declared last, or as remembered; None while nobody knows."""
         self.instructions = ""
         self.era: Era = "legacy"
-        self.subscriptions: dict[str, int] = {}
-        """The server's own URI -> how many clients want its updates."""
+        self.subscriptions = subscriptions
+        """The server's own URI -> how many clients want its updates. The next server of this name goes on with it."""
         self.redact = Redactor(definition.secrets)
         self._connect = connect
         self._transport = definition.transport
@@ -109,6 +110,8 @@ class Server:
         self._refreshing: set[asyncio.Task[None]] = set()
         self._relisted_at = -RELIST_PAUSE_S
         self._remember(definition.remembered)
+        if subscriptions:
+            self.wake()
 
     def redefine(self, definition: ServerDefinition) -> None:
         """Go on by another definition that `runs_like` the one before."""
@@ -252,8 +255,9 @@ class Server:
 
     async def _subscribe_again(self) -> None:
         if self.connection is not None and self.subscriptions:
-            with suppress(RpcError, ConnectionEndedError):
-                await self.connection.subscribe(frozenset(self.subscriptions))
+            with suppress(RpcError, ConnectionEndedError, TimeoutError):
+                async with asyncio.timeout(LISTING_TIMEOUT_S):
+                    await self.connection.subscribe(frozenset(self.subscriptions))
 
     def _settle(self, state: State) -> None:
         self.state = state
