@@ -235,6 +235,33 @@ async def test_arguments_nested_too_deep_to_be_passed_on_are_refused(gateway: Ru
         assert (refused.status_code, refused.json()["error"]) == (400, error)
 
 
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        ("100000000000000000000000", 400),
+        ("18446744073709551616", 400),
+        ("-9223372036854775809", 400),
+        ("18446744073709551615", 200),
+        ("-9223372036854775808", 200),
+        ("1e+30", 200),
+        ("1.5", 200),
+        ('"100000000000000000000000"', 200),
+        ('"text, 100000000000000000000000, text"', 200),
+    ],
+)
+async def test_an_integer_that_would_not_arrive_as_it_was_sent_is_refused(
+    gateway: RunningGateway, number: str, status: int
+) -> None:
+    gateway.configure({"scripted": scripted(tools=TOOLS)})
+    async with httpx.AsyncClient(timeout=20) as http:
+        session = await LegacyWire(http, gateway.url).open()
+        text = '{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"t","arguments":{"in":[{"wei": %s}]}}}'
+        answer = await http.post(gateway.url, headers=session.headers, content=text % number)
+        assert answer.status_code == status
+        if status == 400:
+            assert (answer.json()["id"], answer.json()["error"]["code"]) == (7, -32602)
+
+
 async def test_what_a_client_declares_is_not_kept_whatever_it_takes(gateway: RunningGateway) -> None:
     gateway.configure({})
     async with httpx.AsyncClient(timeout=20) as http:

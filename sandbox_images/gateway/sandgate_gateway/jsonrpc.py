@@ -24,6 +24,11 @@ _LEVELS_ADDED = 14
 MAX_VALUES = 1_000_000
 """Of one message: each takes 50 to 100 bytes of memory, be it two bytes of JSON."""
 
+_LEAST, _MOST = -(2.0**63), 2.0**64
+"""At and beyond these orjson reads an integer as a float."""
+
+_LONG_INTEGER = re.compile(rb"[\[:,\s]-?[0-9]{19,}\s*[,\]}]")
+
 _BETWEEN_VALUES = bytes(set(range(256)) - set(b'",[{'))
 """All but what begins or separates values, and what begins or ends a string."""
 
@@ -114,6 +119,21 @@ def values_in(data: bytes) -> int:
     if quotes > 4 * MAX_VALUES:  # two strings a value: its name and itself
         return quotes // 4
     return sum(map(len, marks.split(b'"')[::2]))
+
+
+def has_long_integer(value: Any, data: bytes) -> bool:
+    """Whether this part of the JSON `data` has an integer that does not fit into 64 bits, and would be passed on as a
+    float that is not quite the same."""
+    parts = [value]
+    for part in parts:
+        kind = type(part)
+        if kind is dict:
+            parts.extend(part.values())
+        elif kind is list:
+            parts.extend(part)
+        elif kind is float and not _LEAST < part < _MOST:
+            return _LONG_INTEGER.search(data) is not None
+    return False
 
 
 def _may_be_deep(data: bytes) -> bool:

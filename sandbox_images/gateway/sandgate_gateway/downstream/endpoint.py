@@ -21,7 +21,13 @@ from sandgate_gateway.configuration import Configuration
 from sandgate_gateway.downstream.legacy import ALLOW, LegacyClients
 from sandgate_gateway.downstream.modern import ModernClients
 from sandgate_gateway.jsonrpc import RpcError
-from sandgate_gateway.protocol import INVALID_REQUEST, LEGACY_VERSIONS, META_PROTOCOL_VERSION, PARSE_ERROR
+from sandgate_gateway.protocol import (
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    LEGACY_VERSIONS,
+    META_PROTOCOL_VERSION,
+    PARSE_ERROR,
+)
 from sandgate_gateway.security import check_bearer, check_browser
 
 logger = logging.getLogger(__name__)
@@ -93,6 +99,11 @@ class McpEndpoint:
             return
         if (problem := _envelope_problem(message)) is not None:
             await respond(send, 400, jsonrpc.error_response(None, RpcError(INVALID_REQUEST, problem)))
+        elif "params" in message and jsonrpc.has_long_integer(message["params"].get("arguments"), body):
+            error = RpcError(
+                INVALID_PARAMS, "an integer among the arguments does not fit into 64 bits; send it as text"
+            )
+            await respond(send, 400, jsonrpc.error_response(message.get("id"), error))
         elif _has_modern_envelope(message) or (is_modern and message.get("method") != "initialize"):
             await self._modern.post(message, headers, token, receive, send)
         else:
