@@ -116,6 +116,13 @@ async def test_lists_that_do_not_count_in_full_say_so(gateway: RunningGateway, w
     assert "deep" not in names
 
 
+async def test_a_list_that_is_good_for_ever_is_good_for_a_day(gateway: RunningGateway) -> None:
+    gateway.configure({"bad": bad("endless_ttl")})
+    async with httpx.AsyncClient(timeout=BOUND_S) as http:
+        result = (await modern(http, gateway.url, "tools/list")).json()["result"]
+    assert (result["ttlMs"], [tool["name"] for tool in result["tools"]]) == (24 * 3600 * 1000, ["ping_pong"])
+
+
 async def test_odd_names_are_made_usable(gateway: RunningGateway) -> None:
     await configure(gateway, "odd_names")
     long, same = [tool for tool in await tools(gateway) if tool["name"][0] in "ns"][:2]

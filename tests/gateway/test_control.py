@@ -1,6 +1,7 @@
 """The control door: configuration, state, and requests from the workspace."""
 
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from tests.gateway.running_gateway import TOKEN, RunningGateway, bad, echo, running_gateway, scripted
 from tests.gateway.wire import LegacyWire, base_headers, modern, nested
-from tests.waiting import BOUND_S
+from tests.waiting import BOUND_S, until
 
 TOOL = [{"name": "t", "inputSchema": {"type": "object"}}]
 
@@ -190,3 +191,26 @@ def test_servers_run_under_a_uid_of_their_own_where_the_gateway_is_root(tmp_path
     gids = [20000, 20001] if os.geteuid() == 0 else [os.getgid()] * 2
     for name, uid, gid in zip(("one", "two"), uids, gids, strict=True):
         assert status[name]["stderr"][-1] == f"{uid} {gid} {uid}:750"
+
+
+async def test_what_a_server_started_goes_with_it_whatever_process_group_it_has(tmp_path: Path) -> None:
+    shell = {
+        "type": "stdio",
+        "command": ["/bin/sh", "-c", "setsid sleep 1000 & while read -r _; do :; done"],
+        "env": {},
+    }
+
+    def sleepers(parent: psutil.Process) -> list[psutil.Process]:
+        return [child for child in parent.children(recursive=True) if child.name() == "sleep"]
+
+    with running_gateway(tmp_path, server_users="own") as gateway:
+        gateway.put_config({"shell": shell})
+        process = psutil.Process(gateway.pid)
+        await until(lambda: sleepers(process))
+        (sleeper,) = sleepers(process)
+        await until(lambda: os.getsid(sleeper.pid) == sleeper.pid)
+        gateway.put_config({})
+        if os.geteuid() == 0:
+            await until(lambda: not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE)
+        else:  # under the gateway's own user nothing tells it from what somebody else started
+            sleeper.send_signal(signal.SIGKILL)

@@ -79,7 +79,8 @@ async def test_a_remote_server_that_cannot_be_used_says_why(gateway: RunningGate
 
 
 async def test_a_remote_server_that_is_not_there_has_failed_when_its_time_is_over(gateway: RunningGateway) -> None:
-    status = gateway.configure({"remote": remote(f"http://127.0.0.1:{free_port()}/mcp")}, start_timeout_s=1)
+    # Time enough for the gateway to load its HTTP client, which it does for the first remote server.
+    status = gateway.configure({"remote": remote(f"http://127.0.0.1:{free_port()}/mcp")}, start_timeout_s=5)
     assert status["remote"]["message"] == "could not be reached: Connection refused"
 
 

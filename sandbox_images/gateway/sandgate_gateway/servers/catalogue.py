@@ -17,6 +17,8 @@ from sandgate_gateway.upstreams.connection import Connection
 UNANNOUNCED_TTL_S = 30.0
 """How long a list is good for if the server does not say when it changes, or has no way to."""
 
+MAX_TTL_MS = 24 * 3600 * 1000
+
 MAX_PAGES = 100
 MAX_ITEMS = 10_000
 MAX_TEMPLATES = 1000
@@ -148,7 +150,7 @@ async def _fetch(kind: Kind, connection: Connection) -> Listing:
         listing.items.extend(items)
         if page == 0:
             ttl = value.get("ttlMs")
-            listing.ttl_ms = int(ttl) if isinstance(ttl, int | float) and ttl > 0 else 0
+            listing.ttl_ms = int(min(ttl, MAX_TTL_MS)) if isinstance(ttl, int | float) and ttl > 0 else 0
             listing.is_public = value.get("cacheScope") == "public"
         cursor = value.get("nextCursor")
         has_more = isinstance(cursor, str) or len(listing.items) > most

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from sandgate_gateway.allowance import Allowance
 from sandgate_gateway.upstreams.connection import CouldNotConnectError, Listener
+from sandgate_gateway.upstreams.processes import kill_processes_of
 from sandgate_gateway.upstreams.stream import StreamConnection
 
 STDIN_CLOSED_GRACE_S = 2.0
@@ -157,7 +158,8 @@ class ChildConnection(StreamConnection):
         asyncio.get_running_loop().call_later(EXIT_AFTER_EOF_S, self.ended, f"closed its {pipe}")
 
     async def close(self) -> None:
-        """End the whole process group, politely first. At most STDIN_CLOSED_GRACE_S + TERM_GRACE_S and a moment."""
+        """End the whole process group, politely first, and what else runs under a uid of the server's own. At most
+        STDIN_CLOSED_GRACE_S + TERM_GRACE_S and a moment."""
         if self._closing is None:
             self._closing = asyncio.create_task(self._shut_down(), name=f"stop {self._name}")
         await asyncio.shield(self._closing)
@@ -196,6 +198,9 @@ class ChildConnection(StreamConnection):
         assert self._process is not None
         # Children it left behind go first: until the leader is reaped nobody else can get its process group id.
         self._signal_group(signal.SIGKILL)
+        is_replaced = self._closing is not None and self._closing.done()
+        if self._identity is not None and not is_replaced:
+            kill_processes_of(self._identity.uid)
         code = self._process.wait()  # a readable pidfd means the process has ended: returns at once
         self._exited.set()
         # What it wrote last may still be in the pipes.
