@@ -141,20 +141,21 @@ async def _fetch(kind: Kind, connection: Connection) -> Listing:
         if not is_writable(items):
             has_too_deep = True
             items = [item for item in items if is_writable(item)]
-        written = orjson.dumps(items)
-        held_bytes += len(written)
-        held_values += values_in(written)
-        if held_bytes > MAX_LIST_BYTES or held_values > MAX_LIST_VALUES:
-            is_too_large = True
-            break
-        listing.items.extend(items)
+        for item in items:
+            written = orjson.dumps(item)
+            held_bytes += len(written)
+            held_values += values_in(written)
+            if held_bytes > MAX_LIST_BYTES or held_values > MAX_LIST_VALUES:
+                is_too_large = True
+                break
+            listing.items.append(item)
         if page == 0:
             ttl = value.get("ttlMs")
             listing.ttl_ms = int(min(ttl, MAX_TTL_MS)) if isinstance(ttl, int | float) and ttl > 0 else 0
             listing.is_public = value.get("cacheScope") == "public"
         cursor = value.get("nextCursor")
         has_more = isinstance(cursor, str) or len(listing.items) > most
-        if not isinstance(cursor, str) or len(listing.items) > most:
+        if is_too_large or not isinstance(cursor, str) or len(listing.items) > most:
             break
     del listing.items[most:]
     listing.by_key = distinct(kind, listing.items)
