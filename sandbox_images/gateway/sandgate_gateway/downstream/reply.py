@@ -59,9 +59,7 @@ class EventStream:
             return
         self._messages.append(message)
         self._kept_bytes += len(message)
-        most = MAX_UNHEARD_BYTES if self._is_endless and self._attached is None else MAX_KEPT_BYTES
-        while len(self._messages) > MAX_EVENTS or (self._kept_bytes > most and len(self._messages) > 1):
-            self._drop_oldest()
+        self._make_room()
         self._wake()
 
     def close(self) -> None:
@@ -98,6 +96,7 @@ class EventStream:
             is_mine = self._attached is me
             if is_mine:
                 self._attached = None
+                self._make_room()
         if is_there:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             if self.is_closed and is_mine and self._kept_bytes > MAX_DELIVERED_BYTES:
@@ -125,6 +124,11 @@ class EventStream:
             most = 0 if self.name is None else MAX_DELIVERED_BYTES
             while self._kept_bytes > most and self._first <= position:
                 self._drop_oldest()
+
+    def _make_room(self) -> None:
+        most = MAX_UNHEARD_BYTES if self._is_endless and self._attached is None else MAX_KEPT_BYTES
+        while len(self._messages) > MAX_EVENTS or (self._kept_bytes > most and len(self._messages) > 1):
+            self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         self._kept_bytes -= len(self._messages.popleft())

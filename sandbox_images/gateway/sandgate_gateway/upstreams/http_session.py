@@ -101,9 +101,8 @@ class HttpSession:
         entry = self._correlation.add(caller, asyncio.get_running_loop().create_future())
         token = entry.identifier if caller.progress_token is not None else None
         outgoing = outgoing_params("legacy", self.protocol_version, params, caller, token)
-        body = jsonrpc.request(entry.identifier, method, outgoing)
         try:
-            return await self._exchange(body, entry)
+            return await self._exchange(jsonrpc.request(entry.identifier, method, outgoing), entry)
         except asyncio.CancelledError:
             self._spawn(self.notify("notifications/cancelled", {"requestId": entry.identifier}), "cancel")
             raise
