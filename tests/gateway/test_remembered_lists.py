@@ -245,7 +245,12 @@ async def test_a_subscription_starts_a_lazy_server(gateway: RunningGateway) -> N
     async with httpx.AsyncClient(timeout=BOUND_S) as http:
         session = await LegacyWire(http, gateway.url).open()
         assert messages(await session.post("resources/subscribe", {"uri": "memo:x"}))[-1]["result"] == {}
-    assert (await until_settled(gateway))["s"]["state"] == "ready"
+        assert (await until_settled(gateway))["s"]["state"] == "ready"
+        transport = scripted(**resources, label="another")
+        entry = {"transport": transport, "start": "lazy", "remembered": remembered}
+        assert gateway.configure({"s": entry})["s"]["state"] == "ready"
+        gateway.configure({})
+        assert gateway.configure({"s": entry})["s"]["state"] == "idle"
 
 
 async def test_what_is_remembered_or_filtered_can_change_without_a_restart(gateway: RunningGateway) -> None:

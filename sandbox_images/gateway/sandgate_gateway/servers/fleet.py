@@ -95,7 +95,8 @@ class Fleet:
                 and not (door_changed and isinstance(definition.transport, WorkspaceTransport))
                 and not (server.state == "failed" and before != configuration)
             }
-            await self._stop([name for name in self._servers if name not in keep])
+            replaced = [name for name in self._servers if name not in keep]
+            await self._stop(replaced)
             transports = [definition.transport for definition in configuration.servers]
             self._bridges.expect([one.token for one in transports if isinstance(one, BridgeTransport)])
             servers = {}
@@ -106,6 +107,8 @@ class Fleet:
                     servers[name].redefine(definition)
                 else:
                     servers[name] = self._make(definition)
+                    if name in replaced and self.subscriptions(name):
+                        servers[name].wake()  # a lazy one, too: its clients hear of updates as before
             self._servers = servers
             for name, server in servers.items():
                 if name not in self._lives:

@@ -110,8 +110,6 @@ class Server:
         self._refreshing: set[asyncio.Task[None]] = set()
         self._relisted_at = -RELIST_PAUSE_S
         self._remember(definition.remembered)
-        if subscriptions:
-            self.wake()
 
     def redefine(self, definition: ServerDefinition) -> None:
         """Go on by another definition that `runs_like` the one before."""
