@@ -90,7 +90,7 @@ class PodStarter:
         up).
         """
         if plan.gateway is not None and plan.gateway.fetched_keys:
-            await self._until_prepared()
+            await self.until_prepared()
             sandbox = await self._setup.prepare(sandbox)
         if pod.address is not None:
             try:
@@ -113,7 +113,7 @@ class PodStarter:
 
     async def start_pod(self, pod: PodRecord, plan: SandboxPlan) -> PodRecord:
         """Start the containers of a recorded pod. Raises: EngineError."""
-        await self._until_prepared()
+        await self.until_prepared()
         started = await self._engine.start(make_pod_spec(plan, pod))
         if started.address is None:
             raise EngineError(f"Pod {pod.id} was started and has no address.")
@@ -220,7 +220,8 @@ class PodStarter:
         whose = f"Sandbox {pod.sandbox_id}" if pod.sandbox_id is not None else f"Pod {pod.id}"
         return SandboxFailed(f"{whose} did not come up ({reason}). Last output of " + "; ".join(logs))
 
-    async def _until_prepared(self) -> None:
+    async def until_prepared(self) -> None:
+        """Returns once containers may be started. Raises: EngineUnavailable if the guard is not in place in time."""
         if self._prepared.is_set():
             return
         await self._engine.check()

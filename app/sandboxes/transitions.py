@@ -292,6 +292,9 @@ class Transitions:
                 await self._engine.halt(pod.id)
                 mode = PauseMode.FILESYSTEM
                 await self._store.mark_halted(sandbox_id)
+            if mode is PauseMode.FILESYSTEM:
+                # Its containers start anew, after a reboot of the host perhaps, which took the guard along.
+                await self.starter.until_prepared()
             resumed = await self._engine.resume(pod.id)
             if resumed.address is None:
                 raise EngineError(f"Pod {pod.id} was resumed and has no address.")

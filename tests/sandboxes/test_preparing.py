@@ -7,6 +7,7 @@ import asyncio
 from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Pod, PodSpec
 from app.errors import EngineError
+from app.sandboxes.models import PauseMode
 from app.sandboxes.service import SandboxView
 from tests.in_process import IMAGES, StartControlPlane, request
 from tests.waiting import BOUND_S, until
@@ -31,6 +32,10 @@ class EngineThatMayLoseItsGuard(InMemoryEngine):
         self.starts_unguarded += not self.is_guarded
         return await super().start(spec)
 
+    async def resume(self, pod_id: str) -> Pod:
+        self.starts_unguarded += not self.is_guarded
+        return await super().resume(pod_id)
+
 
 class EngineThatDoesNotLetGo(InMemoryEngine):
     def __init__(self) -> None:
@@ -54,14 +59,19 @@ class EngineThatDoesNotLetGo(InMemoryEngine):
 async def test_no_sandbox_starts_while_the_guard_cannot_be_renewed(start_control_plane: StartControlPlane) -> None:
     engine = EngineThatMayLoseItsGuard()
     async with start_control_plane(engine=engine, prepare_interval_s=0.01) as control_plane:
-        await control_plane.service.create(control_plane.team_id, request())
+        service, team_id = control_plane.service, control_plane.team_id
+        halted = (await service.create(team_id, request())).sandbox
+        await service.pause(team_id, halted.id, PauseMode.FILESYSTEM)
         engine.is_guarded = False
         await until(lambda: engine.refusals)
-        create = asyncio.create_task(control_plane.service.create(control_plane.team_id, request()))
+        create = asyncio.create_task(service.create(team_id, request()))
+        resume = asyncio.create_task(service.connect(team_id, halted.id, 60))
         await until(lambda: engine.refusals > 1)
         assert not create.done()
+        assert not resume.done()
         engine.is_guarded = True
         await create
+        await resume
     assert engine.starts_unguarded == 0
 
 

@@ -332,6 +332,7 @@ class StreamConnection(Connection):
             return
         task = asyncio.create_task(self._relay(identifier, method, params, caller), name=f"{method} of {self._name}")
         self._relays[identifier] = task
+        task.add_done_callback(lambda _: self._relays.pop(identifier, None))  # also if cancelled before its first step
 
     async def _relay(self, identifier: int | str, method: str, params: Any, caller: Caller) -> None:
         try:
@@ -340,8 +341,6 @@ class StreamConnection(Connection):
             self._reply(jsonrpc.response(identifier, Result(answer)))
         except RpcError as error:
             self._reply(jsonrpc.error_response(identifier, error))
-        finally:
-            self._relays.pop(identifier, None)
 
     def _reply(self, answer: bytes) -> None:
         """A server that asks without reading the answers does not get any, because they would pile up."""
