@@ -66,4 +66,5 @@ def _sentence(entry: dict[str, object]) -> str:
         return "The body is not valid JSON"
     if where[:1] == ["body"]:
         where = where[1:] or ["the body"]
-    return f"{'.'.join(where)}: {entry['msg']}"
+    what = str(entry["msg"]).removeprefix("Value error, ")  # pydantic's words in front of ours
+    return f"{'.'.join(where)}: {what}"
