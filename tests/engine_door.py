@@ -46,6 +46,9 @@ class Door:
     async def _let_through(self, sent: bytes) -> None:
         """Returns when a part of what a client sends may pass: at once, here."""
 
+    async def _let_back(self, answered: bytes) -> None:
+        """Returns when a part of what the engine answers may pass: at once, here."""
+
     def _accept(self, listener: socket.socket) -> None:
         # Not asyncio's server: it forgets to close a connection that it is about to take up when it is closed itself,
         # and whoever made that would wait for an answer until a time limit.
@@ -68,7 +71,7 @@ class Door:
             try:
                 async with asyncio.TaskGroup() as both_ways:
                     both_ways.create_task(_copy(reader, engine_writer, self._let_through))
-                    both_ways.create_task(_copy(engine_reader, writer))
+                    both_ways.create_task(_copy(engine_reader, writer, self._let_back))
             finally:
                 engine_writer.close()
         except BaseException:
@@ -87,12 +90,11 @@ async def _open_engine() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
 async def _copy(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    let_through: Callable[[bytes], Awaitable[None]] | None = None,
+    let_through: Callable[[bytes], Awaitable[None]],
 ) -> None:
     with suppress(ConnectionError):
         while data := await reader.read(65536):
-            if let_through is not None:
-                await let_through(data)
+            await let_through(data)
             writer.write(data)
             await writer.drain()
         writer.write_eof()

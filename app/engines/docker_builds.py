@@ -152,7 +152,9 @@ class DockerBuilds:
             await asyncio.sleep(_PREPARE_POLL_S)
 
     async def _remove(self, container: str, under_way: list[asyncio.Future[Any]]) -> None:
-        """Whatever its state, and once more when no thread can have made it meanwhile."""
+        """Whatever its state, and once more when no thread can make it any more."""
+        # Before the first removal: what a thread makes while that is answered is there after it.
+        pending = [future for future in under_way if not future.done()]
 
         async def remove() -> None:
             await self._client.call(
@@ -160,7 +162,7 @@ class DockerBuilds:
             )
 
         await remove()
-        if pending := [future for future in under_way if not future.done()]:
+        if pending:
             await asyncio.wait(pending, timeout=_QUICK_S)
             await remove()
         for future in under_way:

@@ -19,8 +19,10 @@ from app.engines.in_memory_engine import InMemoryEngine
 from app.engines.interface import Engine, File, Limits
 from app.errors import ImageMissing
 from tests.e2e.installation import wait_until
-from tests.engine.conftest import Listener
+from tests.engine.conftest import INSTALLATION, Listener
 from tests.engine.subjects import container, pod
+from tests.engine_door import Door
+from tests.waiting import BOUND_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -236,6 +238,51 @@ async def test_a_step_on_a_pods_snapshot_is_not_taken_for_that_pod(
     assert step.done()
     assert step.exception() is not None or step.result() != 0
     assert await docker_builds.engine.remove_image(snapshot)
+
+
+class LateDoor(Door):
+    """Once told to hold, lets a container be made when its removal was answered, and tells that when it is made."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.holds = False
+        self.making_was_asked = asyncio.Event()
+        self._was_removed = asyncio.Event()
+        self._was_made = asyncio.Event()
+
+    async def _let_through(self, sent: bytes) -> None:
+        if self.holds and b"/containers/create" in sent.partition(b"\r\n")[0]:
+            self.making_was_asked.set()
+            await self._was_removed.wait()
+
+    async def _let_back(self, answered: bytes) -> None:
+        if self.holds and answered.startswith(b"HTTP/1.1 404"):
+            self._was_removed.set()
+            await self._was_made.wait()
+            await asyncio.sleep(0.2)  # for the thread that made it
+        elif answered.startswith(b"HTTP/1.1 201"):
+            self._was_made.set()
+
+
+@pytest.mark.docker
+async def test_a_container_made_while_its_removal_is_answered_is_removed(
+    docker_builds: Subject, docker_api: docker.APIClient, tmp_path: Path
+) -> None:
+    door = LateDoor(tmp_path / "engine.sock")
+    await door.open()
+    engine = DockerEngine(INSTALLATION, guard_image=docker_builds.image, base_url=door.url)
+    try:
+        await engine.prepare()
+        door.holds = True
+        step = asyncio.create_task(engine.builds.run(shell(docker_builds.image, "sleep 600"), ignore))
+        async with asyncio.timeout(BOUND_S):
+            await door.making_was_asked.wait()
+            step.cancel()
+            await asyncio.wait([step])
+        assert await asyncio.to_thread(step_containers, docker_api) == []
+    finally:
+        await engine.aclose()
+        await door.shut()
 
 
 @pytest.mark.docker
