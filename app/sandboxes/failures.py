@@ -19,7 +19,7 @@ from app.errors import (
     ServerStartFailed,
 )
 from app.sandboxes.directory import Directory
-from app.sandboxes.models import ServerStatus
+from app.sandboxes.models import LiveSandbox, ServerStatus
 from app.sandboxes.planning import SandboxPlan
 
 
@@ -27,14 +27,17 @@ def sandbox_not_found(sandbox_id: str) -> NotFound:
     return NotFound(f"Sandbox {sandbox_id} was not found. It never was, was killed, or has reached its end of life.")
 
 
-def sandbox_missing(sandbox_id: str, directory: Directory) -> Problem:
-    """Why the directory does not know a sandbox."""
+def find_live(sandbox_id: str, directory: Directory) -> LiveSandbox:
+    """Raises: NotFound; EngineAway for one that is alive and that this process has not taken up yet."""
+    live = directory.find(sandbox_id)
+    if live is not None:
+        return live
     if sandbox_id in directory.awaited:
-        return EngineAway(
+        raise EngineAway(
             f"Sandbox {sandbox_id} cannot be used yet: since the server was started, its containers could not be looked"
             " up on the container engine. Try again soon; `sandgate doctor` tells more."
         )
-    return sandbox_not_found(sandbox_id)
+    raise sandbox_not_found(sandbox_id)
 
 
 def raise_for(failures: Mapping[str, str], what: str = "Failed to start MCP gateway") -> None:

@@ -17,7 +17,7 @@ from app.errors import Conflict, GuestUnresponsive, InvalidRequest, Problem
 from app.ids_and_time import new_sandbox_id, new_token
 from app.sandboxes.directory import Directory
 from app.sandboxes.expiry import Expiry
-from app.sandboxes.failures import sandbox_missing, sandbox_not_found
+from app.sandboxes.failures import find_live, sandbox_not_found
 from app.sandboxes.listing import Listing, Page, list_page
 from app.sandboxes.models import (
     CreateSandbox,
@@ -149,9 +149,7 @@ class SandboxService:
 
         Raises: NotFound, EngineAway, SandboxFailed.
         """
-        live = self._directory.find(sandbox_id)
-        if live is None:
-            raise sandbox_missing(sandbox_id, self._directory)
+        live = find_live(sandbox_id, self._directory)
         if not live.may_resume:
             raise sandbox_not_found(sandbox_id)
         # Its row is asked, because the directory does not follow every change of a time-out.

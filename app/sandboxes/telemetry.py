@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from app.sandboxes.directory import Directory
-from app.sandboxes.failures import sandbox_missing
+from app.sandboxes.failures import find_live, sandbox_not_found
 from app.sandboxes.models import LiveSandbox
 from app.sandboxes.pod_clients import AgentClient, PodUnreachableError
 
@@ -87,9 +87,9 @@ class Metrics:
 
         Raises: NotFound, also for another team's sandbox; EngineAway.
         """
-        live = self._find(team_id, sandbox_id)
-        if live is None:
-            raise sandbox_missing(sandbox_id, self._directory)
+        live = find_live(sandbox_id, self._directory)
+        if live.sandbox.team_id != team_id:
+            raise sandbox_not_found(sandbox_id)
         return [
             sample
             for sample in (await self._look(live)).samples

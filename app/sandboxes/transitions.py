@@ -24,7 +24,7 @@ from app.packages import PackageStore
 from app.sandboxes.background import Background
 from app.sandboxes.container_calls import ContainerCalls
 from app.sandboxes.directory import Directory
-from app.sandboxes.failures import engine_problem, sandbox_missing, sandbox_not_found, start_problem
+from app.sandboxes.failures import engine_problem, find_live, sandbox_not_found, start_problem
 from app.sandboxes.gateway_requests import GatewayRequests
 from app.sandboxes.gateway_setup import GatewaySetup
 from app.sandboxes.image_pulls import ImagePulls
@@ -279,9 +279,7 @@ class Transitions:
         return await self._moves.run(sandbox_id, lambda: self._resume(sandbox_id, timeout_s, reboot), name="resume")
 
     async def _resume(self, sandbox_id: str, timeout_s: int, reboot: bool) -> BroughtUp:
-        live = self._directory.find(sandbox_id)
-        if live is None:
-            raise sandbox_missing(sandbox_id, self._directory)
+        live = find_live(sandbox_id, self._directory)
         if live.address is not None:
             return BroughtUp(live, ())
         sandbox, pod, mode = live.sandbox, live.pod, live.sandbox.pause_mode
@@ -331,9 +329,7 @@ class Transitions:
         """
 
         async def change_them() -> BroughtUp:
-            live = self._directory.find(sandbox_id)
-            if live is None:
-                raise sandbox_missing(sandbox_id, self._directory)
+            live = find_live(sandbox_id, self._directory)
             if live.address is None:
                 raise Conflict(f"Sandbox {sandbox_id} is paused: connect to it first.")
             secrets = live.sandbox.secrets
@@ -353,9 +349,7 @@ class Transitions:
 
     async def answers(self, sandbox_id: str) -> bool:
         """Whether the sandbox's agent answers within 5 s. Raises: NotFound, EngineAway."""
-        live = self._directory.find(sandbox_id)
-        if live is None:
-            raise sandbox_missing(sandbox_id, self._directory)
+        live = find_live(sandbox_id, self._directory)
         if live.address is None:
             return False
         return await self._agents.is_healthy(live.address)
@@ -367,9 +361,7 @@ class Transitions:
         """
 
         async def save() -> None:
-            live = self._directory.find(sandbox_id)
-            if live is None:
-                raise sandbox_missing(sandbox_id, self._directory)
+            live = find_live(sandbox_id, self._directory)
             try:
                 await self._engine.snapshot(live.pod.id, _WORKSPACE, image)
             except Exception as error:
@@ -381,9 +373,7 @@ class Transitions:
         """Replace a sandbox's rules and put them in force. Raises: NotFound, EngineAway, SandboxFailed."""
 
         async def put_in_force() -> None:
-            live = self._directory.find(sandbox_id)
-            if live is None:
-                raise sandbox_missing(sandbox_id, self._directory)
+            live = find_live(sandbox_id, self._directory)
             # The row first: what it says is put in force again by whoever starts next.
             await self._store.set_network(sandbox_id, rules)
             self._directory.change(sandbox_id, network=rules)
