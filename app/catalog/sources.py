@@ -67,13 +67,13 @@ class SourceStore:
 
     async def list(self) -> tuple[Source, ...]:
         """In the order in which they were imported first."""
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             rows = await connection.execute(select(*_DESCRIPTION).order_by(catalogs.c.position))
             return tuple(Source(**row._mapping) for row in rows)
 
     async def load(self) -> tuple[StoredCatalog, ...]:
         """All with their content, in order. What an older reader left is read again from the document."""
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             columns = (*_DESCRIPTION, catalogs.c.reader_revision, catalogs.c.manifests, catalogs.c.refused)
             rows = (await connection.execute(select(*columns).order_by(catalogs.c.position))).all()
         return tuple([await self._stored(row) for row in rows])
@@ -85,10 +85,7 @@ class SourceStore:
         """
         content = {
             **asdict(source),
-            "reader_revision": READER_REVISION,
-            "document_encrypted": await asyncio.to_thread(self._sealed, document),
-            "document": None,
-            **_content_of(read),
+            **await self._content_of(document, read),
         }
         kept = {name: value for name, value in content.items() if name != "pinned_digest" or value is not None}
         named = catalogs.c.name == source.name
@@ -128,12 +125,7 @@ class SourceStore:
                 )
         document = await self._document_of(source)
         read = await asyncio.to_thread(_read_again, document, source)
-        values = {
-            "reader_revision": READER_REVISION,
-            "document_encrypted": await asyncio.to_thread(self._sealed, document),
-            "document": None,
-            **_content_of(read),
-        }
+        values = await self._content_of(document, read)
         # Not over what somebody imported meanwhile.
         same = (catalogs.c.name == source.name) & (catalogs.c.digest == source.digest)
         async with self._database.transaction() as connection:
@@ -142,11 +134,24 @@ class SourceStore:
 
     async def _document_of(self, source: Source) -> bytes:
         columns = (catalogs.c.document_encrypted, catalogs.c.document)
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             row = (await connection.execute(select(*columns).where(catalogs.c.name == source.name))).one()
         if row.document_encrypted is None:
             return zlib.decompress(row.document)
         return await asyncio.to_thread(self._opened, row.document_encrypted)
+
+    async def _content_of(self, document: bytes, read: ReadCatalog) -> dict[str, Any]:
+        """The columns of a document and of what this version reads in it."""
+        manifests = [
+            definition.model_dump(mode="json", by_alias=True, exclude_defaults=True) for definition in read.definitions
+        ]
+        return {
+            "reader_revision": READER_REVISION,
+            "document_encrypted": await asyncio.to_thread(self._sealed, document),
+            "document": None,
+            "manifests": zlib.compress(orjson.dumps(manifests)),
+            "refused": [asdict(refusal) for refusal in read.refused],
+        }
 
     def _sealed(self, document: bytes) -> str:
         return self._vault.encrypt(base64.b64encode(zlib.compress(document)).decode())
@@ -165,13 +170,3 @@ def _read_again(document: bytes, source: Source) -> ReadCatalog:
 
 def _definitions_of(manifests: bytes) -> tuple[ServerDefinition, ...]:
     return tuple(ServerDefinition.imported(manifest) for manifest in orjson.loads(zlib.decompress(manifests)))
-
-
-def _content_of(read: ReadCatalog) -> dict[str, Any]:
-    manifests = [
-        definition.model_dump(mode="json", by_alias=True, exclude_defaults=True) for definition in read.definitions
-    ]
-    return {
-        "manifests": zlib.compress(orjson.dumps(manifests)),
-        "refused": [asdict(refusal) for refusal in read.refused],
-    }
