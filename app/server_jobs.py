@@ -30,15 +30,22 @@ class Tools:
 
 
 @asynccontextmanager
-async def opened_tools(settings: Settings) -> AsyncIterator[Tools]:
-    """An engine with its networks and the packages on it."""
+async def _tools(settings: Settings, *, suffix: str = "") -> AsyncIterator[Tools]:
+    """An engine and the packages on it. A `suffix` to the name makes another installation."""
     tags = sandbox_images(settings)
-    engine = make_engine(settings, tags)
+    engine = make_engine(settings, tags, suffix=suffix)
     try:
-        await engine.prepare()
         yield Tools(engine, make_packages(settings, engine, tags))
     finally:
         await engine.aclose()
+
+
+@asynccontextmanager
+async def opened_tools(settings: Settings) -> AsyncIterator[Tools]:
+    """An engine with its networks and the packages on it."""
+    async with _tools(settings) as tools:
+        await tools.engine.prepare()
+        yield tools
 
 
 @asynccontextmanager
@@ -47,18 +54,14 @@ async def opened_trials(settings: Settings) -> AsyncIterator[Tools]:
 
     A server that runs would take its pods for leftovers of its own. Raises: HomeError if another process has one.
     """
-    tags = sandbox_images(settings)
     with trials_locked(settings.home):
-        engine = make_engine(settings, tags, suffix=_TRIALS)
-        try:
-            await engine.remove_installation()  # what a process that was killed left
+        async with _tools(settings, suffix=_TRIALS) as tools:
+            await tools.engine.remove_installation()  # what a process that was killed left
             try:
-                await engine.prepare()
-                yield Tools(engine, make_packages(settings, engine, tags))
+                await tools.engine.prepare()
+                yield tools
             finally:
-                await engine.remove_installation()
-        finally:
-            await engine.aclose()
+                await tools.engine.remove_installation()
 
 
 async def remove_trials(settings: Settings) -> tuple[str, ...]:
@@ -67,11 +70,8 @@ async def remove_trials(settings: Settings) -> tuple[str, ...]:
     Gives the names of what the engine would not let go. Safe to repeat. Raises: HomeError if some are tried now.
     """
     with trials_locked(settings.home):
-        engine = make_engine(settings, sandbox_images(settings), suffix=_TRIALS)
-        try:
-            return await engine.remove_installation()
-        finally:
-            await engine.aclose()
+        async with _tools(settings, suffix=_TRIALS) as tools:
+            return await tools.engine.remove_installation()
 
 
 def package_servers(loaded: Catalog, keys: Sequence[str] | None, *, every: bool) -> list[Entry]:

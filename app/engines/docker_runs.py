@@ -15,10 +15,8 @@ from functools import partial
 from typing import Any
 
 import docker
-from docker.errors import APIError
 from docker.types import LogConfig, Mount
 from docker.utils.socket import STDOUT, frames_iter
-from requests.exceptions import RequestException
 
 from app.engines import docker_pods
 from app.engines.docker_client import DockerClient
@@ -124,12 +122,11 @@ class DockerRuns:
         killing.add_done_callback(self._killing.discard)
 
     async def _kill(self, run: _Run) -> None:
-        """Until it is over, however often the engine is away meanwhile."""
+        """Until it is over: its container may be about to be made or started, and the engine may be away meanwhile."""
         while not run.is_over.is_set():
-            try:
-                await self._long_client.submit(partial(_kill, run=run), doing=f"end {run.name}")
-            except EngineError:
-                await asyncio.sleep(_KILL_AGAIN_S)
+            with suppress(EngineError):
+                await self._long_client.submit(lambda api: api.kill(run.name), doing=f"end {run.name}")
+            await asyncio.sleep(_KILL_AGAIN_S)
 
     # What follows runs in a thread.
 
@@ -233,14 +230,6 @@ class _Run:
         if self.ended_by is None:
             raise EngineError(f"The run of {self.spec.image} was ended with what it ran for.")
         return self.output.outcome(self.exit_code, self.ended_by)
-
-
-def _kill(api: docker.APIClient, run: _Run) -> None:
-    """Again and again, because the container may be about to be made or started, or the connection may be cut."""
-    while not run.is_over.is_set():
-        with suppress(APIError, RequestException):
-            api.kill(run.name)
-        run.is_over.wait(_KILL_AGAIN_S)
 
 
 def _frames(stream: Any) -> Iterator[tuple[int, bytes]]:
