@@ -125,14 +125,9 @@ async def test_a_question_that_could_be_for_a_client_that_cannot_answer_is_not_s
     gateway.configure({"scripted": scripted(tools=TOOL, capabilities=FULL)})
     async with httpx.AsyncClient(timeout=BOUND_S) as http:
         able, unable = await asks(http, gateway, {"elicitation": {}}), await asks(http, gateway, {})
-        async with asyncio.TaskGroup() as group:
-            waiting = group.create_task(able.call("t", {"do": "wait"}))
-            await until_in_flight(unable)
-            answer = await unable.call("t", {"do": "ask", "method": "elicitation/create"})
-            await unable.call("t", {"do": "release"})
-        refusal = json.loads(answer["result"]["content"][0]["text"])
+        refusal, waited = await asked_while_another_waits(asking=unable, waiting=able)
         assert refusal["code"] == -32600
-        assert "released" in waiting.result()["result"]["content"][0]["text"]
+        assert "released" in waited["result"]["content"][0]["text"]
 
 
 async def test_what_a_cancelled_call_asks_or_logs_reaches_no_other_client(gateway: RunningGateway) -> None:
@@ -164,15 +159,23 @@ async def test_a_question_that_could_be_for_two_clients_is_answered_with_an_erro
     async with httpx.AsyncClient(timeout=BOUND_S) as http:
         first = await asks(http, gateway, {"elicitation": {}})
         second = await asks(http, gateway, {"elicitation": {}})
-        async with asyncio.TaskGroup() as group:
-            waiting = group.create_task(first.call("t", {"do": "wait"}))
-            await until_in_flight(second)
-            answer = await second.call("t", {"do": "ask", "method": "elicitation/create"})
-            await second.call("t", {"do": "release"})
-        refusal = json.loads(answer["result"]["content"][0]["text"])
+        refusal, waited = await asked_while_another_waits(asking=second, waiting=first)
         assert refusal["code"] == -32600
         assert "2 clients have calls in progress" in refusal["message"]
-        assert "result" in waiting.result()
+        assert "result" in waited
+
+
+async def asked_while_another_waits(
+    *, asking: LegacyWire, waiting: LegacyWire
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the tool of one client is answered that asks while another client has a call in flight, and that call's
+    answer."""
+    async with asyncio.TaskGroup() as group:
+        waits = group.create_task(waiting.call("t", {"do": "wait"}))
+        await until_in_flight(asking)
+        answer = await asking.call("t", {"do": "ask", "method": "elicitation/create"})
+        await asking.call("t", {"do": "release"})
+    return json.loads(answer["result"]["content"][0]["text"]), waits.result()
 
 
 async def until_in_flight(session: LegacyWire) -> None:

@@ -1,13 +1,10 @@
 """Which client wants updates of which resource, and the subscriptions at the servers that follow from it."""
 
-import asyncio
-
 from sandgate_gateway.aggregate import Aggregate
 from sandgate_gateway.jsonrpc import RpcError
-from sandgate_gateway.protocol import INTERNAL_ERROR, INVALID_PARAMS
+from sandgate_gateway.protocol import INVALID_PARAMS
 from sandgate_gateway.servers.fleet import Fleet
 from sandgate_gateway.servers.server import Server
-from sandgate_gateway.upstreams.connection import ConnectionEndedError
 
 MAX_PER_CLIENT = 1000
 
@@ -78,16 +75,7 @@ class Subscriptions:
 
 async def _apply(server: Server) -> None:
     server.wake()
-    if server.connection is None:
-        return  # done again when it is there
-    try:
-        async with asyncio.timeout(SUBSCRIBE_TIMEOUT_S):
-            await server.connection.subscribe(frozenset(server.subscriptions))
-    except ConnectionEndedError:
-        return
-    except TimeoutError:
-        problem = f"server {server.name!r} did not answer a subscription within {SUBSCRIBE_TIMEOUT_S:g} s"
-        raise RpcError(INTERNAL_ERROR, problem, {"server": server.name}) from None
+    await server.subscribe(SUBSCRIBE_TIMEOUT_S)
 
 
 def _can_subscribe(server: Server) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import orjson
@@ -117,6 +118,21 @@ class Catalogue:
             self._changed()
 
 
+@dataclass
+class _Room:
+    """What is left of the memory that one list may take."""
+
+    left_bytes: int = MAX_LIST_BYTES
+    left_values: int = MAX_LIST_VALUES
+
+    def has_room_for(self, item: Item) -> bool:
+        """It is taken then."""
+        written = orjson.dumps(item)
+        self.left_bytes -= len(written)
+        self.left_values -= values_in(written)
+        return self.left_bytes >= 0 and self.left_values >= 0
+
+
 async def _fetch(kind: Kind, connection: Connection) -> Listing:
     declared = connection.capabilities.get(CAPABILITY[kind])
     if not isinstance(declared, dict):
@@ -124,7 +140,7 @@ async def _fetch(kind: Kind, connection: Connection) -> Listing:
     listing = Listing()
     has_too_deep = is_too_large = has_more = False
     most = MAX_TEMPLATES if kind == "resourceTemplates" else MAX_ITEMS
-    held_bytes = held_values = 0
+    room = _Room()
     cursor: str | None = None
     for page in range(MAX_PAGES):
         try:
@@ -141,14 +157,9 @@ async def _fetch(kind: Kind, connection: Connection) -> Listing:
         if not is_writable(items):
             has_too_deep = True
             items = [item for item in items if is_writable(item)]
-        for item in items:
-            written = orjson.dumps(item)
-            held_bytes += len(written)
-            held_values += values_in(written)
-            if held_bytes > MAX_LIST_BYTES or held_values > MAX_LIST_VALUES:
-                is_too_large = True
-                break
-            listing.items.append(item)
+        kept = list(takewhile(room.has_room_for, items))
+        is_too_large = len(kept) < len(items)
+        listing.items += kept
         if page == 0:
             ttl = value.get("ttlMs")
             listing.ttl_ms = int(min(ttl, MAX_TTL_MS)) if isinstance(ttl, int | float) and ttl > 0 else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from sandgate_gateway.cancelling import cancel_all
 from sandgate_gateway.configuration import (
     BridgeTransport,
     Configuration,
@@ -133,11 +134,7 @@ class Fleet:
 
     async def _stop(self, names: list[str]) -> None:
         """Cancel the lives of these servers; each closes its own connection, all at the same time."""
-        lives = [self._lives.pop(name) for name in names if name in self._lives]
-        for life in lives:
-            life.cancel()
-        if lives:
-            await asyncio.wait(lives)
+        await cancel_all([self._lives.pop(name) for name in names if name in self._lives])
         for name in names:
             self._servers.pop(name, None)
 

@@ -251,11 +251,23 @@ class Server:
             if not await self.refresh(kind):
                 return
 
+    async def subscribe(self, timeout_s: float) -> None:
+        """Tell the server which updates clients want now; a new connection is told anyway. Raises: RpcError."""
+        if self.connection is None:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.connection.subscribe(frozenset(self.subscriptions))
+        except ConnectionEndedError:
+            return
+        except TimeoutError:
+            problem = f"server {self.name!r} did not answer a subscription within {timeout_s:g} s"
+            raise RpcError(INTERNAL_ERROR, problem, {"server": self.name}) from None
+
     async def _subscribe_again(self) -> None:
-        if self.connection is not None and self.subscriptions:
-            with suppress(RpcError, ConnectionEndedError, TimeoutError):
-                async with asyncio.timeout(LISTING_TIMEOUT_S):
-                    await self.connection.subscribe(frozenset(self.subscriptions))
+        if self.subscriptions:
+            with suppress(RpcError):
+                await self.subscribe(LISTING_TIMEOUT_S)
 
     def _settle(self, state: State) -> None:
         self.state = state

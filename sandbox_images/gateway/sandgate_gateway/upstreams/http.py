@@ -14,6 +14,7 @@ import orjson
 
 from sandgate_gateway import jsonrpc
 from sandgate_gateway.callers import GATEWAY, Caller
+from sandgate_gateway.cancelling import cancel_all
 from sandgate_gateway.eras.outgoing import outgoing_params
 from sandgate_gateway.eras.probe import declared, is_modern_refusal, modern_version, offered_version
 from sandgate_gateway.headers import NO_ANNOTATIONS, Annotations, request_headers
@@ -232,11 +233,7 @@ class HttpConnection(Connection):
             opening.exception()  # asyncio would complain if nobody waits for it any more
 
     async def _give_up_opening(self, keys: list[object]) -> None:
-        tasks = [self._opening.pop(key) for key in keys if key in self._opening]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_all([self._opening.pop(key) for key in keys if key in self._opening])
 
     # Modern servers
 

@@ -10,6 +10,7 @@ import aiohttp
 
 from sandgate_gateway import jsonrpc
 from sandgate_gateway.callers import GATEWAY, Caller
+from sandgate_gateway.cancelling import cancel_all
 from sandgate_gateway.eras.outgoing import initialize_params, outgoing_params
 from sandgate_gateway.eras.probe import accepted_legacy_version, declared
 from sandgate_gateway.jsonrpc import Result, RpcError
@@ -155,11 +156,9 @@ class HttpSession:
 
     async def close(self, *, tell_server: bool) -> None:
         """Bounded; safe to repeat."""
-        tasks = {*self._tasks, *self._relays.values()} - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_all(
+            [task for task in (*self._tasks, *self._relays.values()) if task is not asyncio.current_task()]
+        )
         identifier, self._id = self._id, None
         if tell_server and identifier is not None:
             with suppress(TimeoutError):

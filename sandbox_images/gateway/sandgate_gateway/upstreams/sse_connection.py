@@ -11,6 +11,7 @@ from urllib.parse import urljoin, urlsplit
 
 import orjson
 
+from sandgate_gateway.cancelling import cancel_all
 from sandgate_gateway.jsonrpc import RpcError
 from sandgate_gateway.protocol import INTERNAL_ERROR
 from sandgate_gateway.sse import Event
@@ -70,11 +71,7 @@ class SseConnection(StreamConnection):
         self._pause_s = seconds
 
     async def close(self) -> None:
-        tasks = {*self._workers, *self._posts}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_all([*self._workers, *self._posts])
         self._endpoint.cancel()
         self.ended("was stopped")
         await self._exchanges.close()
