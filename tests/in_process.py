@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,6 @@ from app.catalog.importing import CatalogImporter
 from app.catalog.sources import SourceStore
 from app.database import Database
 from app.engines.in_memory_engine import InMemoryEngine
-from app.engines.interface import Limits
 from app.errors import NotFound
 from app.packages import PackageLocks, PackageStore
 from app.sandboxes.assembly import make_sandboxes
@@ -27,7 +26,7 @@ from app.sandboxes.directory import Directory
 from app.sandboxes.expiry import Expiry
 from app.sandboxes.journal import Journal
 from app.sandboxes.models import CreateSandbox
-from app.sandboxes.planning import Blueprint, plan_sandbox
+from app.sandboxes.planning import plan_sandbox
 from app.sandboxes.server_containers import STDIO_BRIDGE
 from app.sandboxes.service import SandboxService
 from app.sandboxes.store import Store
@@ -38,9 +37,11 @@ from app.vault import Vault
 from tests.pods import PodTransport
 from tests.shipped_catalog import SHIPPED_SERVERS, shipped_catalog
 from tests.template_room import building, make_template_service
+from tests.unit import plans
 from tests.waiting import BOUND_S
 
 IMAGES: dict[str, dict[str, bytes]] = {"workspace:1": {}, "gateway:1": {STDIO_BRIDGE: b"bridge"}}
+BLUEPRINT = replace(plans.BLUEPRINT, server_start_timeout_s=1)
 
 
 class Clock:
@@ -130,13 +131,6 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         vault = Vault(tmp_path / "encryption-key")
         store = store_class(database, vault)
         catalog = shipped_catalog() if own_servers is None else Catalog.load(SHIPPED_SERVERS, own_servers)
-        blueprint = Blueprint(
-            workspace_image="workspace:1",
-            gateway_image="gateway:1",
-            workspace_limits=Limits(memory_mib=512, cpus=1.0, pids=100),
-            server_start_timeout_s=1,
-            github_url="https://git.example",
-        )
         directory = Directory()
         async with httpx.AsyncClient(transport=pods) as http:
             journal = Journal(database, now=clock)
@@ -155,7 +149,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                     template = await templates.resolve(team.id, warm_template)
                 except NotFound:
                     return []
-                plan = plan_sandbox(request(), template, catalog, blueprint)
+                plan = plan_sandbox(request(), template, catalog, BLUEPRINT)
                 return [PoolPlan(template=warm_template, plan=plan, size=warm)]
 
             sandboxes = make_sandboxes(
@@ -166,14 +160,14 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
                 journal=journal,
                 packages=PackageStore(
                     engine or shared_engine,
-                    image=blueprint.workspace_image,
+                    image=BLUEPRINT.workspace_image,
                     installer=Path("sandbox_images/installer/install_package.py"),
                     locks=PackageLocks([Path("catalog/locks")]),
                 ),
                 templates=templates,
                 directory=directory,
                 catalog=catalog,
-                blueprint=blueprint,
+                blueprint=BLUEPRINT,
                 warm_plans=plans,
                 now=clock,
                 listen_deadline_s=listen_deadline_s,

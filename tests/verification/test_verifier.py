@@ -10,13 +10,13 @@ import pytest
 from app.catalog import Catalog, ServerDefinition
 from app.catalog.merging import Entry
 from app.engines.in_memory_engine import InMemoryEngine
-from app.engines.interface import Limits, Pod, PodSpec
+from app.engines.interface import Pod, PodSpec
 from app.errors import EngineError
 from app.packages import PackageLocks, PackageStore
-from app.sandboxes.planning import Blueprint
 from app.sandboxes.pod_clients import AgentClient, GatewayClient
 from app.settings import ROOT
 from app.verification import Verifier
+from tests.in_process import BLUEPRINT
 from tests.pods import PodTransport
 
 SERVER = ServerDefinition.model_validate(
@@ -63,13 +63,7 @@ def verifier_on(engine: InMemoryEngine, http: httpx.AsyncClient, *, up_s: float)
         http=http,
         packages=PackageStore(engine, image="workspace:1", installer=installer, locks=PackageLocks([])),
         catalog=Catalog([Entry(SERVER, "test")]),
-        blueprint=Blueprint(
-            workspace_image="workspace:1",
-            gateway_image="gateway:1",
-            workspace_limits=Limits(memory_mib=512, cpus=1.0, pids=100),
-            server_start_timeout_s=1,
-            github_url="https://git.example",
-        ),
+        blueprint=BLUEPRINT,
         recorder=Path(__file__),
         up_s=up_s,
     )
