@@ -119,6 +119,10 @@ class Builds(Protocol):
         """Names of the form `<repository>:<tag>`."""
         ...
 
+    async def remove_unnamed_images(self) -> None:
+        """Results of this installation whose name another result took. One that a container needs stays."""
+        ...
+
     async def remove_containers(self) -> None:
         """Those of steps of this installation, also of an earlier control plane. Safe to repeat."""
         ...

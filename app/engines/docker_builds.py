@@ -12,6 +12,7 @@ import re
 import tarfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -33,7 +34,7 @@ from app.engines.builds import (
     Upload,
 )
 from app.engines.docker_client import DockerClient
-from app.engines.docker_helpers import remove_container
+from app.engines.docker_helpers import remove_container, remove_image
 from app.engines.docker_networks import DockerNetworks
 from app.engines.docker_pods import PodNetwork
 from app.engines.jobs import Report
@@ -62,6 +63,8 @@ class DockerBuilds:
         self._networks = networks
         self._runtime = runtime
         self._prefix = f"sandgate-build-{installation}-"
+        self._comment = f"a layer of Sandgate's installation {installation}"
+        """Of the images that steps become. A label would be passed on to whatever is made of them."""
 
     async def find_image(self, image: str) -> ImageFacts | None:
         doing = f"look for image {image}"
@@ -110,7 +113,7 @@ class DockerBuilds:
             await call(follow, "follow the output")
             code = await call(lambda api: int(api.wait(container)["StatusCode"]), "wait for the end of a step")
             if code == 0 and (result := step.result) is not None:
-                await call(lambda api: _commit(api, container, result), "keep the files")
+                await call(lambda api: self._commit(api, container, result), "keep the files")
             return code
         finally:
             await _in_spite_of_cancellation(self._remove(container, under_way))
@@ -129,6 +132,15 @@ class DockerBuilds:
             ]
 
         return await self._client.call(listing, doing=f"list images of {repository}", timeout_s=_QUICK_S)
+
+    async def remove_unnamed_images(self) -> None:
+        def remove(api: docker.APIClient) -> None:
+            for image in api.images(quiet=True, filters={"dangling": True}):
+                with suppress(ImageNotFound):
+                    if api.inspect_image(image)["Comment"] == self._comment:  # type: ignore[no-untyped-call]  # stubs lack it
+                        remove_image(api, image)
+
+        await self._client.call(remove, doing="remove images without a name")
 
     async def remove_containers(self) -> None:
         def remove(api: docker.APIClient) -> None:
@@ -199,6 +211,17 @@ class DockerBuilds:
         for upload in step.uploads:
             _put_upload(api, upload, container)
 
+    def _commit(self, api: docker.APIClient, container: str, result: Result) -> None:
+        repository, tag = _split(result.name)
+        changes = [
+            f"ENTRYPOINT {json.dumps(result.entrypoint)}",
+            "CMD []",
+            "USER 0",
+            "WORKDIR /",
+            *(f"ENV {name}={_quoted(value)}" for name, value in result.env.items()),
+        ]
+        api.commit(container, repository, tag, message=self._comment, pause=False, changes=changes)
+
 
 async def _in_spite_of_cancellation(work: Coroutine[Any, Any, None]) -> None:
     """Run clean-up to its end; a cancellation that comes meanwhile is raised then."""
@@ -263,18 +286,6 @@ def _put_upload(api: docker.APIClient, upload: Upload, container: str) -> None:
             yield bytes(-size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
 
         api.put_archive(container, "/", archive())
-
-
-def _commit(api: docker.APIClient, container: str, result: Result) -> None:
-    repository, tag = _split(result.name)
-    changes = [
-        f"ENTRYPOINT {json.dumps(result.entrypoint)}",
-        "CMD []",
-        "USER 0",
-        "WORKDIR /",
-        *(f"ENV {name}={_quoted(value)}" for name, value in result.env.items()),
-    ]
-    api.commit(container, repository=repository, tag=tag, pause=False, changes=changes)
 
 
 def _quoted(value: str) -> str:

@@ -20,7 +20,7 @@ from app.concurrency import all_of
 from app.engines import docker_pods
 from app.engines.docker_builds import TRANSFER_S, DockerBuilds
 from app.engines.docker_client import DockerClient
-from app.engines.docker_helpers import HelperContainers, remove_container
+from app.engines.docker_helpers import HelperContainers, remove_container, remove_image
 from app.engines.docker_jobs import DockerJobs
 from app.engines.docker_networks import DockerNetworks
 from app.engines.docker_pods import Attachment, PodFrame, PodNetwork
@@ -322,18 +322,7 @@ class DockerEngine:
         await self._slow_client.call(commit, doing=f"save the files of {role} in pod {pod_id}")
 
     async def remove_image(self, image: str) -> bool:
-        def remove(api: docker.APIClient) -> bool:
-            try:
-                api.remove_image(image)
-            except ImageNotFound:
-                return True
-            except APIError as error:
-                if error.status_code != 409:
-                    raise
-                return False
-            return True
-
-        return await self._client.call(remove, doing=f"remove image {image}")
+        return await self._client.call(lambda api: remove_image(api, image), doing=f"remove image {image}")
 
     async def set_network(self, pod_id: str, rules: EgressRules) -> None:
         listing = await self._client.call(lambda api: self._list(api, pod_id), doing=f"look at pod {pod_id}")

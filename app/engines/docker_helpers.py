@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import docker
-from docker.errors import APIError, NotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 from docker.types import Mount
 
 from app.engines import boot_id as boot_id_program
@@ -184,6 +184,19 @@ def remove_container(api: docker.APIClient, container: str) -> None:
         if error.status_code != 409:  # somebody else is removing it
             raise
         _wait_until_removed(api, container)
+
+
+def remove_image(api: docker.APIClient, image: str) -> bool:
+    """Whether it is gone; one that a container needs stays."""
+    try:
+        api.remove_image(image)
+    except ImageNotFound:
+        return True
+    except APIError as error:
+        if error.status_code != 409:
+            raise
+        return False
+    return True
 
 
 def _wait_until_removed(api: docker.APIClient, container: str) -> None:

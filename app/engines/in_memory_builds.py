@@ -92,6 +92,9 @@ class InMemoryBuilds:
         made = datetime(2026, 1, 1, tzinfo=UTC)
         return [NamedImage(name=name, created_at=made) for name in self._images if name.startswith(f"{repository}:")]
 
+    async def remove_unnamed_images(self) -> None:
+        await self._answer("remove images without a name")
+
     async def remove_containers(self) -> None:
         await self._answer("remove containers of image builds")
 

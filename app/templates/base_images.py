@@ -147,7 +147,7 @@ class BaseImages:
             raise ImageMissing(self._settings.workspace_image)
         key = layer_key("base", image_id, workspace.image_id, self._settings.scripts_digest)
         trust = {name: value for name, value in workspace.env.items() if value == _TRUSTED_STORE and name not in env}
-        layer = await self._layers.find(key, force=force)
+        layer = None if force else await self._layers.find(key)
         if layer is None:
             log.say(f"making {image} a sandbox: agent, user, certificates, sudo")
             runtime = await self._runtime(build_id, workspace.image_id, log)
@@ -170,7 +170,7 @@ class BaseImages:
         """The workspace image with the runtime gathered in it; made once for each workspace image."""
         key = layer_key("runtime", workspace_id, self._settings.scripts_digest)
         async with self._runtime_lock:
-            found = await self._layers.find(key, force=False)
+            found = await self._layers.find(key)
             if found is not None:
                 return found
             step = BuildStep(

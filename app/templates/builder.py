@@ -223,7 +223,8 @@ class Builder:
             if step.action is None:
                 continue
             key = layer_key(key, job.template.team_id, step.action, step.files_hash)
-            layer = await self._layers.find(key, force=is_forced)
+            # One that is made anew takes the name over: another build may go on from what is there.
+            layer = None if is_forced else await self._layers.find(key)
             if layer is not None:
                 log.say("taken from the cache", "debug")
             else:

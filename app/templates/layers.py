@@ -21,12 +21,9 @@ class Layers:
     def name(self, key: str) -> str:
         return f"{self.repository}:{key}"
 
-    async def find(self, key: str, *, force: bool) -> str | None:
-        """The image for a key, which counts as used from then on; with `force` it is removed to be made anew."""
+    async def find(self, key: str) -> str | None:
+        """The image for a key, which counts as used from then on."""
         image = self.name(key)
-        if force:
-            await self._engine.remove_image(image)
-            return None
         if await self._engine.builds.find_image(image) is None:
             return None
         await self._store.layer_used(image, self._now())
@@ -40,7 +37,7 @@ class Layers:
         await self._engine.remove_image(image)
 
     async def remove_superfluous(self) -> None:
-        """Layers that no build has used for a week, and images that were given up.
+        """Layers that no build has used for a week, images that were given up, and those that were made anew.
 
         A template's own image stays, and so does what it stands on. One that a container needs is tried again later.
         """
@@ -52,3 +49,4 @@ class Layers:
         for name, used_at in used.items():
             if used_at < oldest and await self._engine.remove_image(name):
                 await self._store.forget_layer(name)
+        await self._engine.builds.remove_unnamed_images()

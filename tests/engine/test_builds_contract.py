@@ -219,6 +219,45 @@ async def test_an_image_runs_its_own_program_as_root_and_nothing_of_the_step(
 
 
 @pytest.mark.docker
+async def test_an_image_whose_name_another_took_is_removed_once_nothing_needs_it(
+    docker_builds: Subject, docker_api: docker.APIClient
+) -> None:
+    def ids() -> set[str]:
+        return set(docker_api.images(quiet=True, all=True))
+
+    builds, result, above = docker_builds.builds, layer(), layer()
+    of_somebody = await asyncio.to_thread(make_unnamed, docker_api, docker_builds.image)
+    await output_of(docker_builds, shell(docker_builds.image, "exit 0", result=result))
+    first = await builds.find_image(result.name)
+    assert first is not None
+    await output_of(docker_builds, shell(docker_builds.image, "exit 0", result=result))
+    user = await asyncio.to_thread(lambda: docker_api.create_container(first.image_id, command="true"))
+    await builds.remove_unnamed_images()
+    assert first.image_id in await asyncio.to_thread(ids)
+
+    await asyncio.to_thread(docker_api.remove_container, user["Id"])
+    await output_of(docker_builds, shell(first.image_id, "exit 0", result=above))
+    await builds.remove_unnamed_images()
+    assert first.image_id in await asyncio.to_thread(ids)
+
+    assert await docker_builds.engine.remove_image(above.name)
+    await builds.remove_unnamed_images()
+    left = await asyncio.to_thread(ids)
+    assert first.image_id not in left
+    assert of_somebody in left
+    assert await builds.find_image(result.name) is not None
+    assert await docker_builds.engine.remove_image(of_somebody)
+
+
+def make_unnamed(api: docker.APIClient, image: str) -> str:
+    """One that another program made."""
+    made = api.create_container(image, command="true")["Id"]
+    image_id: str = api.commit(made)["Id"]
+    api.remove_container(made)
+    return image_id
+
+
+@pytest.mark.docker
 async def test_a_step_on_a_pods_snapshot_is_not_taken_for_that_pod(
     docker_builds: Subject, docker_api: docker.APIClient
 ) -> None:
