@@ -159,7 +159,8 @@ class WarmPool:
             pool = self._pools.get(pod.recipe or "")
             if pod.sandbox_id is not None and pool is not None:
                 pool.waiting.discard(pod.id)  # whose create ended before it could say so
-            if pod.sandbox_id is not None or pod.id in self._making or pod.id in self._claimed:
+            is_claimed = pod.id in self._claimed and pod.recipe is not None  # one that was replaced has no recipe
+            if pod.sandbox_id is not None or pod.id in self._making or is_claimed:
                 continue
             seen = observed.get(pod.id)
             if pool is not None and pod.address is not None and seen is not None and seen.is_running:

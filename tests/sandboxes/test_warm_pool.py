@@ -176,19 +176,18 @@ async def test_a_waiting_pod_that_died_is_replaced(
 async def test_a_claimed_pod_that_does_not_answer_is_replaced_by_a_cold_one(
     start_control_plane: StartControlPlane, engine: InMemoryEngine, pods: PodTransport, clock: Clock
 ) -> None:
-    async with start_control_plane(warm=1) as control_plane:
+    async with start_control_plane(warm=1, sweep_interval_s=0.2) as control_plane:
         (warm,) = await until_waiting(control_plane, 1)
         pods.broken.add(f"{warm.id}.pod")
         view = await control_plane.service.create(control_plane.team_id, request())
         pod = await control_plane.store.pod_of(view.sandbox.id)
         assert pod is not None
         assert pod.id != warm.id
-        assert warm.id in await control_plane.store.pods()
-    async with start_control_plane(warm=0) as second:
         async with asyncio.timeout(BOUND_S):
-            while list(await engine.observe()) != [pod.id]:
+            while warm.id in await engine.observe() or warm.id in await control_plane.store.pods():
                 await asyncio.sleep(0.002)
-        assert second.directory.find(view.sandbox.id) is not None
+        assert control_plane.directory.find(view.sandbox.id) is not None
+        assert pod.id in await engine.observe()
 
 
 async def test_a_waiting_pod_whose_agent_does_not_answer_is_replaced(
