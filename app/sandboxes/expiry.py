@@ -41,8 +41,8 @@ class Expiry:
         self._background = background
         self._now = now
         self._moved = asyncio.Event()
-        self._next: datetime | None = None
-        """When this wakes up by itself; None if it knows of nothing to wake up for."""
+        self.wakes_up_at: datetime | None = None
+        """By itself; None if it knows of nothing to wake up for."""
         self._pausing: set[str] = set()
         directory.on_change(self._heed)
 
@@ -51,7 +51,11 @@ class Expiry:
         self._moved.set()
 
     def _heed(self, _: str, live: LiveSandbox | None) -> None:
-        if live is not None and live.address is not None and (self._next is None or live.sandbox.ends_at < self._next):
+        if (
+            live is not None
+            and live.address is not None
+            and (self.wakes_up_at is None or live.sandbox.ends_at < self.wakes_up_at)
+        ):
             self.moved()
 
     async def run(self) -> None:
@@ -66,6 +70,7 @@ class Expiry:
 
     async def _settle_due(self) -> None:
         self._moved.clear()
+        self.wakes_up_at = None  # whatever is put while the database is asked wakes this up again
         now = self._now()
         for sandbox_id in await self._store.expired(now):
             # From its row, because it may not have been adopted yet.
@@ -81,11 +86,11 @@ class Expiry:
                 self._pausing.add(sandbox_id)
                 pause = self._pause_one(sandbox_id, sandbox.lifecycle.pause_mode, now)
                 self._background.spawn(pause, f"pause {sandbox_id}")
-        self._next = await self._store.next_expiry()
+        self.wakes_up_at = await self._store.next_expiry()
 
     async def _sleep(self) -> None:
         """Until the next sandbox's time is over."""
-        sleep_s = _LONGEST_SLEEP_S if self._next is None else (self._next - self._now()).total_seconds()
+        sleep_s = _LONGEST_SLEEP_S if self.wakes_up_at is None else (self.wakes_up_at - self._now()).total_seconds()
         if self._pausing:
             sleep_s = max(sleep_s, _PAUSE_RETRY_S)  # they are due already; the end of a pause wakes this up
         with suppress(TimeoutError):

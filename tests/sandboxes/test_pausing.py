@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -179,6 +180,38 @@ async def test_a_sandbox_that_is_given_more_time_at_the_last_moment_goes_on(
         await until(lambda: store.looks > looks)  # it is done with what it was told before
         view = await control_plane.service.get(control_plane.team_id, sandbox.id)
         assert (view.sandbox.status, view.sandbox.target) == (Status.RUNNING, Status.RUNNING)
+
+
+class StoreWithASlowAnswer(Store):
+    """Tells when the next sandbox ends only after something else has happened, where a test asks for that."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def next_expiry(self) -> datetime | None:
+        answer = await super().next_expiry()
+        if self.meanwhile is not None:
+            happens, self.meanwhile = self.meanwhile, None
+            await happens()
+        return answer
+
+
+async def test_a_sandbox_made_while_the_next_end_is_looked_up_is_heeded(
+    start_control_plane: StartControlPlane, clock: Clock
+) -> None:
+    async with start_control_plane(store_class=StoreWithASlowAnswer) as control_plane:
+        store = control_plane.store
+        assert isinstance(store, StoreWithASlowAnswer)
+        await create(control_plane, timeout_s=60)
+        await until(lambda: control_plane.expiry.wakes_up_at is not None)
+        made: list[Sandbox] = []
+
+        async def make_one() -> None:
+            made.append(await create(control_plane, timeout_s=60))
+
+        clock.advance(seconds=61)
+        store.meanwhile = make_one
+        control_plane.expiry.moved()
+        await until(lambda: [control_plane.expiry.wakes_up_at] == [sandbox.ends_at for sandbox in made])
 
 
 async def test_traffic_wakes_a_sandbox_that_may_be_woken(control_plane: ControlPlane) -> None:
