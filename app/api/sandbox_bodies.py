@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import BeforeValidator, Field
 
 from app.api.dependencies import SettingsOfApi
+from app.api.wire import Asked, Wire, kept_as_json
 from app.errors import InvalidRequest
 from app.ids_and_time import rfc3339
 from app.sandboxes.models import (
@@ -34,31 +33,7 @@ _PAUSE_MODES = {PauseMode.MEMORY: "full", PauseMode.FILESYSTEM: "filesystem"}
 _DISK_MB = 10240
 
 
-class Wire(BaseModel):
-    """Fields are `camelCase` on the wire; unknown ones are passed over, as newer SDKs may send more."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
-
-
-def _kept_as_json(given: Any) -> Any:
-    """Raises: ValueError for a field with what JSON can say and what cannot be written again."""
-    for name, value in given.items() if isinstance(given, dict) else ():
-        try:
-            orjson.dumps([[value]])  # what it is kept in nests too
-        except TypeError:
-            raise ValueError(
-                f"{name} has a number of more than 64 bits, half of a surrogate pair in a text, or over 250 levels"
-            ) from None
-    return given
-
-
-class Asked(Wire):
-    """What is kept of a request, and passed on to the sandbox."""
-
-    _can_be_kept = model_validator(mode="before")(_kept_as_json)
-
-
-NetworkBody = Annotated[dict[str, Any], BeforeValidator(_kept_as_json)]
+NetworkBody = Annotated[dict[str, Any], BeforeValidator(kept_as_json)]
 
 
 # -- what callers send -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from app.api.auth import CurrentTeam
 from app.api.dependencies import SecretsDep
 from app.api.errors import describe_errors
+from app.api.wire import Asked
 from app.ids_and_time import rfc3339
 from app.secrets import Secret
 
@@ -20,7 +21,7 @@ SecretKey = Annotated[
 ]
 
 
-class NewSecret(BaseModel):
+class NewSecret(Asked):
     name: str = Field(
         description="Unique in the team; kept in lower case.",
         json_schema_extra={"pattern": r"^[^{}/\x00-\x1f\x7f-\x9f]{1,256}$"},
@@ -31,7 +32,7 @@ class NewSecret(BaseModel):
     metadata: dict[str, str] = Field(default_factory=dict, description="At most 32 entries and 8 KiB.")
 
 
-class SecretUpdate(BaseModel):
+class SecretUpdate(Asked):
     value: str = Field(
         description="Becomes the current version.", json_schema_extra={"writeOnly": True, "minLength": 1}
     )

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
+from app.api.wire import Asked, Wire
 from app.engines.builds import RegistryLogin
 from app.errors import InvalidRequest
 
 Status = Literal["waiting", "building", "ready", "error"]
 
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
-
-
-class NewBuild(_Wire):
+class NewBuild(Asked):
     name: str | None = Field(None, description="`name` or `name:tag`.")
     alias: str | None = Field(None, description="What older SDKs send instead of `name`.")
     tags: list[str] | None = Field(None, max_length=100)
@@ -25,7 +21,7 @@ class NewBuild(_Wire):
     memory_mb: int | None = Field(None, alias="memoryMB")
 
 
-class NewBuildAnswer(_Wire):
+class NewBuildAnswer(Wire):
     template_id: str = Field(alias="templateID")
     build_id: str = Field(alias="buildID")
     public: bool
@@ -34,22 +30,20 @@ class NewBuildAnswer(_Wire):
     aliases: list[str]
 
 
-class FileUpload(_Wire):
+class FileUpload(Wire):
     present: bool
     url: str = Field(description="Where to PUT a tar of the files, with gzip or without; no API key is needed.")
 
 
-class StepBody(_Wire):
+class StepBody(Wire):
     type: str
     args: list[str] = Field(default_factory=list)
     files_hash: str | None = None
     force: bool | None = False
 
 
-class Registry(_Wire):
+class Registry(Wire):
     """Credentials for one pull of `fromImage`. They are not kept."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
 
     type: Literal["registry", "aws", "gcp"]
     username: str | None = None
@@ -73,7 +67,7 @@ class Registry(_Wire):
                 raise InvalidRequest(f"fromImageRegistry: credentials for type {self.type} are missing.")
 
 
-class StartBuild(_Wire):
+class StartBuild(Asked):
     from_image: str | None = None
     from_template: str | None = None
     from_image_registry: Registry | None = None
@@ -83,20 +77,20 @@ class StartBuild(_Wire):
     ready_cmd: str | None = None
 
 
-class LogEntry(_Wire):
+class LogEntry(Wire):
     timestamp: str
     message: str
     level: Literal["debug", "info", "warn", "error"]
     step: str | None = None
 
 
-class FailureReason(_Wire):
+class FailureReason(Wire):
     message: str
     step: str | None = Field(None, description="`base`, `finalize`, or the number of a step, counted from 1.")
     log_entries: list[LogEntry]
 
 
-class BuildInfo(_Wire):
+class BuildInfo(Wire):
     template_id: str = Field(alias="templateID")
     build_id: str = Field(alias="buildID")
     status: Status
@@ -105,37 +99,37 @@ class BuildInfo(_Wire):
     reason: FailureReason | None = None
 
 
-class BuildLogs(_Wire):
+class BuildLogs(Wire):
     logs: list[LogEntry]
 
 
-class AliasAnswer(_Wire):
+class AliasAnswer(Wire):
     template_id: str = Field(alias="templateID")
     public: bool
 
 
-class AssignTags(_Wire):
+class AssignTags(Wire):
     target: str = Field(description="`name:tag` of the build.")
     tags: list[str] = Field(max_length=100)
 
 
-class RemoveTags(_Wire):
+class RemoveTags(Wire):
     name: str
     tags: list[str] = Field(max_length=100)
 
 
-class AssignedTags(_Wire):
+class AssignedTags(Wire):
     tags: list[str]
     build_id: str = Field(alias="buildID")
 
 
-class TagAnswer(_Wire):
+class TagAnswer(Wire):
     tag: str
     build_id: str = Field(alias="buildID")
     created_at: str
 
 
-class ListedTemplate(_Wire):
+class ListedTemplate(Wire):
     template_id: str = Field(alias="templateID")
     build_id: str = Field(alias="buildID")
     cpu_count: int
@@ -155,7 +149,7 @@ class ListedTemplate(_Wire):
     is_default: bool
 
 
-class ListedBuild(_Wire):
+class ListedBuild(Wire):
     build_id: str = Field(alias="buildID")
     status: Status
     created_at: str
@@ -171,9 +165,9 @@ class TemplateDetail(ListedTemplate):
     builds: list[ListedBuild]
 
 
-class TemplateChange(_Wire):
+class TemplateChange(Wire):
     public: bool | None = None
 
 
-class ChangedTemplate(_Wire):
+class ChangedTemplate(Wire):
     names: list[str]
