@@ -57,7 +57,7 @@ import json, ssl, threading
 
 def answer(connection, peer):
     try:
-        connection.settimeout(10)
+        connection.settimeout(30)
         head = b""
         while b"\\r\\n\\r\\n" not in head:
             head += connection.recv(4096) or b"\\r\\n\\r\\n"
@@ -73,7 +73,7 @@ def answer(connection, peer):
 
 def answer_tls(connection, peer):
     try:
-        connection.settimeout(10)
+        connection.settimeout(30)
         answer(context.wrap_socket(connection, server_side=True), peer)
     except OSError:
         pass
@@ -127,12 +127,11 @@ import json, socket, ssl, sys
 def outcome(request):
     address, port, host, is_tls = request
     try:
-        with socket.create_connection((address, port), timeout=5) as connection:
+        with socket.create_connection((address, port), timeout=30) as connection:
             if is_tls:
                 context = ssl.create_default_context()
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
                 connection = context.wrap_socket(connection, server_hostname=host)
-            connection.settimeout(20)
             connection.sendall(f"GET / HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n".encode())
             answer = b""
             while chunk := connection.recv(4096):
