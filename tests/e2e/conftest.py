@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +16,9 @@ import pytest
 
 from app.engines.images import image_tags
 from app.settings import ROOT, Settings
+from tests import npm
 from tests.e2e.installation import Installation, wait_until_open
+from tests.locks import held
 from tests.ports import free_port
 from tests.shipped_packages import shipped_package_field
 from tests.waiting import BOUND_S
@@ -199,17 +198,6 @@ def write_manifests(home: Path, surroundings: Surroundings) -> None:
         (folder / f"{name}.yaml").write_text(text)
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """No other process holds the folder meanwhile."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
     """What package-lock.json names, installed when it has changed."""
@@ -218,7 +206,7 @@ def node_modules() -> Path:
     finished = installed / ".package-lock.json"  # npm writes it last
     with held(folder):
         if not finished.exists() or finished.stat().st_mtime < (folder / "package-lock.json").stat().st_mtime:
-            subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            npm.install(folder)
     return installed
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from tests.e2e.compatibility.features import Case, Client, Mode
 from tests.e2e.compatibility.names import resolving
 from tests.e2e.installation import Installation
+from tests.locks import held
 
 HERE = Path(__file__).parent
 OLDER = HERE / "requirements-2.45.1.lock"
@@ -28,12 +28,13 @@ def older_python() -> str:
     digest = hashlib.sha256(OLDER.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"sandgate-tests-e2b-{digest}"
     python, finished = folder / "bin" / "python", folder / "finished"
-    if not finished.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(OLDER)]
-        subprocess.run(install, check=True, timeout=280)
-        finished.touch()
+    folder.mkdir(exist_ok=True)
+    with held(folder):
+        if not finished.exists():
+            venv.create(folder, with_pip=True, clear=True)
+            install = [str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(OLDER)]
+            subprocess.run(install, check=True, timeout=280)
+            finished.touch()
     return str(python)
 
 
