@@ -17,6 +17,7 @@ from app.engines.images import image_tags
 from app.engines.in_memory_engine import InMemoryEngine
 from app.settings import ROOT, Settings
 from tests.engine.internet import Internet
+from tests.engine.left_behind import remove_left_behind
 from tests.engine.subjects import DockerSubject, InMemorySubject, Subject
 
 INSTALLATION = f"tests-{os.getpid()}"
@@ -104,8 +105,9 @@ def base_image(docker_api: docker.APIClient) -> str:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def prepared_engine(
-    base_image: str, allowed_listener: Listener, host_address: str
+    docker_api: docker.APIClient, base_image: str, allowed_listener: Listener, host_address: str
 ) -> AsyncIterator[DockerEngine]:
+    await remove_left_behind(docker_api, base_image)
     engine = DockerEngine(
         INSTALLATION, guard_image=base_image, egress_allow=[f"{host_address}:{allowed_listener.port}"]
     )
