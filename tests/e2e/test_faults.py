@@ -64,7 +64,6 @@ def wait_until_only_what_runs_is_left(installation: Installation, *, containers:
     wait_until(is_so, lambda: (installation.sandboxes(), installation.containers(), installation.log.read_text()))
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("mcp", "containers"), [(None, 1), (WITH_SERVERS, 3)])
 def test_a_control_plane_killed_during_a_create_leaves_nothing_behind(
     own_installation: Installation, mcp: dict[str, object] | None, containers: int

@@ -24,7 +24,7 @@ from tests.bench.results import percentile
 from tests.bench.wire import Endpoint, http_echo_call
 from tests.e2e.installation import wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.docker]
 
 _log = structlog.get_logger()
 

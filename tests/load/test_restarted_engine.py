@@ -27,7 +27,7 @@ from tests.e2e.legacy_session import LegacySession
 from tests.load.installations import Answer, client, create, run_in_each, waiting_pods
 from tests.load.own_engine import OwnEngine
 
-pytestmark = [pytest.mark.e2e, pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.docker]
 
 _log = structlog.get_logger()
 

@@ -17,8 +17,6 @@ from tests.load.consistency import assert_no_pod_had_two_sandboxes, until_consis
 from tests.load.unreliable_engine import UnreliableEngine
 from tests.pods import PodTransport
 
-pytestmark = pytest.mark.timeout(600)
-
 ANSWER_WITHIN_S = 120.0
 """No engine of these tests hangs for longer than half a second."""
 CREATES = 200
