@@ -62,7 +62,11 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def _unpacked(folder: Path) -> str:
     """The program of Debian's package, which need not be installed for it."""
     folder.chmod(0o755)
-    subprocess.run(["apt-get", "download", "-qq", "docker-registry"], cwd=folder, check=True)
+    download = ["apt-get", "download", "-qq", "docker-registry"]
+    if subprocess.run(download, cwd=folder, check=False).returncode != 0:
+        # This host's lists of packages are missing, or name one that has been replaced.
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        subprocess.run(download, cwd=folder, check=True)
     (package,) = folder.glob("docker-registry_*.deb")
     subprocess.run(["dpkg-deb", "-x", str(package), str(folder / "unpacked")], check=True)
     return str(folder / "unpacked" / "usr" / "bin" / "docker-registry")
