@@ -15,7 +15,6 @@ from typing import Any
 
 import docker
 import httpx
-import psutil
 
 from app.accounts import Accounts
 from app.database import Database
@@ -50,8 +49,7 @@ class Bed:
     @property
     def control_plane(self) -> int:
         """Process id of the server, which holds the edge."""
-        running = (child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE)
-        return next(child.pid for child in running if "serve" in child.cmdline())
+        return self.installation.pid
 
     @property
     def network(self) -> str:

@@ -65,6 +65,12 @@ class Installation:
         return self.home / "server.log"
 
     @property
+    def pid(self) -> int:
+        """Of the server, which has been started."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def key(self) -> str:
         return (self.home / "api-key").read_text()
 
