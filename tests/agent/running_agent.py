@@ -25,6 +25,7 @@ from packaging.version import Version
 
 from app.sandboxes.planning import control_environment
 from tests.ports import free_port
+from tests.waiting import BOUND_S
 
 PACKAGE_DIRECTORY = Path(__file__).parents[2] / "sandbox_images" / "workspace"
 CONTROL_TOKEN = "control-token-of-the-test"
@@ -39,8 +40,6 @@ SHARED_GID = 61100
 """A group that `user` belongs to beside its own."""
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-_START_TIMEOUT_S = 20
 
 
 @dataclass
@@ -154,7 +153,7 @@ def _running_in(directory: Path, volume: str | None) -> Iterator[RunningAgent]:
         yield RunningAgent(process, directory, port, door_port)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=BOUND_S)
 
 
 def _make_accounts(directory: Path) -> None:
@@ -175,10 +174,10 @@ def _make_accounts(directory: Path) -> None:
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    deadline = time.monotonic() + BOUND_S
     while time.monotonic() < deadline:
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 204:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=BOUND_S).status_code == 204:
                 return
         except httpx.TransportError:
             pass

@@ -19,7 +19,7 @@ import pytest
 
 from tests.agent.running_agent import STDIO_TOKEN, USER_UID, RunningAgent
 from tests.ports import free_port
-from tests.waiting import until
+from tests.waiting import BOUND_S, until
 
 Frame = tuple[int, bytes]
 
@@ -246,14 +246,14 @@ def repositories(tmp_path: Path) -> Iterator[str]:
         yield f"git://127.0.0.1:{port}"
     finally:
         os.killpg(daemon.pid, 15)
-        daemon.wait(timeout=20)
+        daemon.wait(timeout=BOUND_S)
 
 
 def _wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + BOUND_S
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            socket.create_connection(("127.0.0.1", port), timeout=BOUND_S).close()
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
                 raise

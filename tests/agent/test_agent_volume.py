@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.agent.running_agent import CONTROL_TOKEN, USER_UID, RunningAgent, running_agent
+from tests.waiting import BOUND_S
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ def test_an_upload_that_breaks_off_leaves_no_new_file(content: httpx.Client, vol
     with pytest.raises(ConnectionError):
         content.put("/file", params={"path": "/half"}, content=pieces())
     # It is taken for somebody else's until what the broken upload left is gone.
-    give_up_at = time.monotonic() + 20
+    give_up_at = time.monotonic() + BOUND_S
     while content.put("/file", params={"path": "/half"}, content=b"").status_code != 201:
         assert time.monotonic() < give_up_at
     assert (volume.home / "half").stat().st_size == 0

@@ -159,5 +159,5 @@ def test_the_agent_ends_what_it_started_when_it_is_told_to_stop(fresh_agent: Run
 
     fresh_agent.process.terminate()
 
-    assert fresh_agent.process.wait(timeout=20) == 0
+    assert fresh_agent.process.wait(timeout=BOUND_S) == 0
     assert not os.path.exists(f"/proc/{handle.pid}")

@@ -6,15 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
+from tests.waiting import BOUND_S
+
 REPOSITORY = Path(__file__).parents[2]
 
-START_S = 20.0
-STOP_S = 10.0
+START_S = BOUND_S
+STOP_S = BOUND_S
 
 
 class ProcessError(AssertionError):
@@ -83,8 +85,10 @@ def _stop(process: subprocess.Popen[str]) -> list[str]:
     process.terminate()
     deadline = time.monotonic() + STOP_S
     _, alive = psutil.wait_procs(family, timeout=max(0.0, deadline - time.monotonic()))
-    names = [" ".join(each.cmdline()[:4]) for each in alive if each.is_running()]
+    names = []
     for each in alive:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):  # it has ended after all
+            names.append(" ".join(each.cmdline()[:4]))
+            each.kill()
     psutil.wait_procs(alive, timeout=STOP_S)
     return names

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.conformance.processes import REPOSITORY, fixture_command, fixture_over_http
+from tests.waiting import BOUND_S
 
 MODERN_META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -46,7 +47,7 @@ def test_over_http_only_the_other_era_is_refused(server: str, statuses: dict[str
                 url,
                 json={"jsonrpc": "2.0", "id": 1} | OPENING[client],
                 headers={"Accept": "application/json, text/event-stream"} | HEADERS[client],
-                timeout=10,
+                timeout=BOUND_S,
                 trust_env=False,
             )
             for client in OPENING
@@ -64,6 +65,8 @@ def test_over_stdio_only_the_other_era_is_refused(server: str, client: str) -> N
 def ask_over_stdio(command: list[str], request: dict[str, Any]) -> dict[str, Any]:
     """Sends one request, closes stdin, and waits for the server to answer it and end."""
     line = json.dumps({"jsonrpc": "2.0", "id": 1} | request) + "\n"
-    ended = subprocess.run(command, cwd=REPOSITORY, input=line, capture_output=True, text=True, timeout=20, check=True)
+    ended = subprocess.run(
+        command, cwd=REPOSITORY, input=line, capture_output=True, text=True, timeout=BOUND_S, check=True
+    )
     answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[0])
     return answer

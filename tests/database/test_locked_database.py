@@ -14,7 +14,7 @@ from app.database import Database
 from app.errors import DatabaseLocked
 
 TURN_S = 0.05
-LOCK_S = 1.5
+LOCK_S = 5.0
 WRITERS = 12
 
 

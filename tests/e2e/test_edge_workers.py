@@ -15,6 +15,7 @@ from e2b import Sandbox
 
 from tests.e2e.installation import Installation, call, mcp_client, wait_until
 from tests.e2e.legacy_session import LegacySession
+from tests.waiting import BOUND_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.docker]
 
@@ -87,7 +88,7 @@ def test_a_killed_worker_is_replaced_and_a_killed_server_leaves_none(with_worker
     after = listeners(with_workers)
 
     with_workers.kill()
-    _, left = psutil.wait_procs(after, timeout=10)
+    _, left = psutil.wait_procs(after, timeout=BOUND_S)
     assert not left
 
     with_workers.start()

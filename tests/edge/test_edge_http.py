@@ -332,7 +332,7 @@ async def test_a_client_that_expects_100_continue_is_told_to_go_on(front: Front)
     pod = front.sandbox(mirror, port=8000)
     with socket.create_connection((front.server.host, front.server.port)) as client:
         head = f"E2b-Sandbox-Id: {pod.sandbox_id}\r\nE2b-Sandbox-Port: 8000\r\nHost: x\r\nContent-Length: 4\r\n"
-        client.settimeout(10)
+        client.settimeout(BOUND_S)
         await asyncio.to_thread(client.sendall, f"PUT / HTTP/1.1\r\nExpect: 100-continue\r\n{head}\r\n".encode())
         assert (await asyncio.to_thread(client.recv, 65536)).startswith(b"HTTP/1.1 100 Continue")
         await asyncio.to_thread(client.sendall, b"data")

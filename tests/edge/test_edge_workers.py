@@ -445,7 +445,7 @@ async def test_a_killed_worker_is_replaced_and_knows_everything(fleet: Fleet) ->
 
 
 async def test_a_worker_that_hangs_is_replaced_before_a_kill_is_answered(tmp_path: Path) -> None:
-    async with a_fleet(tmp_path, acknowledged_within_s=0.5) as fleet:
+    async with a_fleet(tmp_path, acknowledged_within_s=3.0) as fleet:
         pod = fleet.pod(greets)
         fleet.tell(pod)
         await fleet.workers.caught_up()

@@ -18,6 +18,8 @@ from tests.engine.subjects import InMemorySubject, Subject
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 VOLUME = f"job-tests-{uuid.uuid4().hex[:8]}"
+_TURNS = 50
+"""Of the event loop: more than a caller takes to join a job, and unlike a time none that a slow machine cuts short."""
 LIMITS = Limits(memory_mib=128, cpus=1, pids=64)
 
 
@@ -46,7 +48,8 @@ async def as_script(spec: JobSpec, report: Report, jobs: InMemoryJobs) -> JobOut
     script = spec.command[-1]
     report("working")
     if "wait" in script:
-        await asyncio.sleep(0.05)
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
     if "keep" in script:
         jobs.shared.setdefault(VOLUME, {})["kept/deep/note"] = b"hello"
     code = 3 if "exit 3" in script else 0
@@ -78,7 +81,7 @@ async def test_what_a_job_wrote_to_a_shared_volume_is_read_back_by_path(subject:
 
 async def test_two_who_want_the_same_job_at_once_share_one_run(subject: Subject) -> None:
     outcomes: list[JobOutcome] = []
-    spec = job(subject.image, "echo run >> /data/runs; sleep 1 # wait", name=f"test-once-{uuid.uuid4().hex[:8]}")
+    spec = job(subject.image, "echo run >> /data/runs; sleep 3 # wait", name=f"test-once-{uuid.uuid4().hex[:8]}")
 
     async def want() -> None:
         outcomes.append(await subject.engine.jobs.run(spec, lambda line: None))

@@ -94,8 +94,10 @@ async def test_a_remote_server_with_an_impossible_name_has_failed(gateway: Runni
 async def test_a_remote_server_with_an_unknown_name_says_so_in_the_resolvers_words(gateway: RunningGateway) -> None:
     with pytest.raises(socket.gaierror) as caught:
         socket.getaddrinfo("nowhere.invalid", 80)
-    status = gateway.configure({"remote": remote("http://nowhere.invalid/mcp")}, start_timeout_s=3)
-    assert status["remote"]["message"] == f"could not be reached: {caught.value.strerror}"
+    status = gateway.configure({"remote": remote("http://nowhere.invalid/mcp")}, start_timeout_s=10)
+    # A resolver that is busy says so, this time or the other.
+    words = {caught.value.strerror, "Name or service not known", "Temporary failure in name resolution"}
+    assert status["remote"]["message"] in {f"could not be reached: {each}" for each in words}
 
 
 @pytest.mark.parametrize("era", ["legacy", "modern"])

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.e2e.installation import wait_until
+
 
 @dataclass(frozen=True)
 class E2b:
@@ -110,7 +112,11 @@ def read_until(terminal: int, wanted: bytes, within_s: float = 60) -> None:
 def logs(e2b: E2b) -> None:
     with e2b.sandbox() as sandbox_id:
         assert "Created from template base" in e2b.run("sandbox", "logs", sandbox_id)
-        assert '"memTotal"' in e2b.run("sandbox", "metrics", sandbox_id, "--format", "json")
+
+        def metrics() -> str:
+            return e2b.run("sandbox", "metrics", sandbox_id, "--format", "json")
+
+        wait_until(lambda: '"memTotal"' in metrics(), metrics)
 
 
 def pause(e2b: E2b) -> None:
