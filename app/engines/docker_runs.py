@@ -7,7 +7,6 @@ container until that thread is through. What a killed process leaves is known by
 from __future__ import annotations
 
 import asyncio
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -107,6 +106,7 @@ class DockerRuns:
         await self._long_client.aclose()
 
     def _over(self, run: _Run, done: asyncio.Future[RunOutcome]) -> None:
+        run.is_over = True
         self._places.release()
         self._work.discard(done)
         del self._running[run.name]
@@ -114,7 +114,7 @@ class DockerRuns:
             done.exception()  # whoever waited for it may be gone
 
     def _end(self, run: _Run, why: EndedBy | None) -> None:
-        if run.is_ended or run.is_over.is_set():
+        if run.is_ended or run.is_over:
             return
         run.is_ended, run.ended_by = True, why
         killing = asyncio.create_task(self._kill(run), name=f"end {run.name}")
@@ -123,7 +123,7 @@ class DockerRuns:
 
     async def _kill(self, run: _Run) -> None:
         """Until it is over: its container may be about to be made or started, and the engine may be away meanwhile."""
-        while not run.is_over.is_set():
+        while not run.is_over:
             with suppress(EngineError):
                 await self._long_client.submit(lambda api: api.kill(run.name), doing=f"end {run.name}")
             await asyncio.sleep(_KILL_AGAIN_S)
@@ -131,20 +131,17 @@ class DockerRuns:
     # What follows runs in a thread.
 
     def _carry_out(self, api: docker.APIClient, run: _Run) -> RunOutcome:
+        if run.is_ended:
+            return run.outcome()
+        for mount in run.spec.mounts:
+            if not mount.shared:
+                check_volume(api, self._installation, mount.volume)
+        api.create_container(**self._arguments(api, run))
         try:
-            if run.is_ended:
-                return run.outcome()
-            for mount in run.spec.mounts:
-                if not mount.shared:
-                    check_volume(api, self._installation, mount.volume)
-            api.create_container(**self._arguments(api, run))
-            try:
-                self._follow(api, run)
-                return run.outcome()
-            finally:
-                remove_container(api, run.name)
+            self._follow(api, run)
+            return run.outcome()
         finally:
-            run.is_over.set()
+            remove_container(api, run.name)
 
     def _follow(self, api: docker.APIClient, run: _Run) -> None:
         with _attached(api, run.name) as stream:
@@ -222,8 +219,8 @@ class _Run:
         """What it writes."""
         self.ended_by: EndedBy | None = "itself"
         """None: whoever wanted it has given it up."""
-        self.is_over = threading.Event()
-        """There is no container of it any more."""
+        self.is_over = False
+        """Its thread is through with it, or never came to it: nothing makes a container of it any more."""
 
     def outcome(self) -> RunOutcome:
         """Raises: EngineError if it was given up."""

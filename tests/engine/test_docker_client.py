@@ -14,8 +14,12 @@ from aiohttp import web
 
 from app.engines.docker_client import DockerClient
 from app.engines.docker_engine import DockerEngine
+from app.engines.docker_runs import DockerRuns
+from app.engines.interface import Limits
+from app.engines.runs import RunSpec
 from app.errors import EngineError, EngineOutOfSpace, EngineUnavailable, ImageMissing
 from tests.engine_door import Door
+from tests.ports import free_port
 from tests.waiting import BOUND_S
 
 # docker/transport/unixconn.py does not close a socket that could not connect.
@@ -94,6 +98,20 @@ async def test_an_engine_may_come_up_after_the_control_plane(door: Door) -> None
         assert (await engine.check()).name == "Docker Engine"
     finally:
         await engine.aclose()
+
+
+async def test_nothing_goes_on_of_a_run_that_no_engine_could_be_asked_for() -> None:
+    url = f"tcp://127.0.0.1:{free_port()}"
+    client = DockerClient(base_url=url, max_workers=1, timeout_s=5)
+    runs = DockerRuns(client, base_url=url, timeout_s=5, installation="tests-away", runtime=None)
+    spec = RunSpec(image="img:1", command=("true",), limits=Limits(memory_mib=48, cpus=1, pids=16), timeout_s=30)
+    try:
+        with pytest.raises(EngineUnavailable):
+            await runs.run("p1", spec)
+        assert [task for task in asyncio.all_tasks() if task.get_name().startswith("end sandgate-p1-run-")] == []
+    finally:
+        await runs.aclose()
+        await client.aclose()
 
 
 async def test_an_engine_that_never_answers_is_unavailable(tmp_path: Path) -> None:
