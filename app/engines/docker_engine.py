@@ -210,6 +210,9 @@ class DockerEngine:
         return refused
 
     async def detach(self, pod_id: str, roles: Iterable[str]) -> None:
+        # Of one that was cut short, a thread may still be about to make what is to go.
+        while earlier := self._starts.get(pod_id):
+            await earlier.settled()
         unwanted = set(roles)
         listing = await self._client.call(lambda api: self._list(api, pod_id), doing=f"look at pod {pod_id}")
         frame = docker_pods.frame_from_listing(self._installation, listing)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import docker
 import pytest
@@ -16,6 +17,7 @@ from app.engines.docker_pods import PodFrame, container_labels
 from app.engines.interface import File, Limits
 from app.errors import EngineError
 from tests.engine.subjects import PROGRAM, DockerSubject, container, pod, states, until
+from tests.engine_door import Door
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
 
@@ -420,3 +422,40 @@ async def test_detaching_removes_volumes_that_nobody_else_has(docker_subject: Do
     await docker_subject.engine.attach("slots", [extra])
     await docker_subject.engine.detach("slots", ["extra"])
     assert sorted(await docker_subject.leftovers("slots")) == ["/sandgate-slots-only", "sandgate-slots-slot"]
+
+
+class HoldsMaking(Door):
+    """Lets no container be made until it may."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.making_was_asked = asyncio.Event()
+        self.may_be_made = asyncio.Event()
+
+    async def _let_through(self, sent: bytes) -> None:
+        if b"/containers/create" in sent.partition(b"\r\n")[0]:
+            self.making_was_asked.set()
+            await self.may_be_made.wait()
+
+
+async def test_detaching_removes_what_an_attach_that_was_cut_short_still_makes(
+    docker_subject: DockerSubject, base_image: str, tmp_path: Path
+) -> None:
+    await docker_subject.engine.start(pod("hasty", container(docker_subject.image)))
+    door = HoldsMaking(tmp_path / "engine.sock")
+    await door.open()
+    engine = DockerEngine(docker_subject.installation, guard_image=base_image, base_url=door.url)
+    try:
+        attaching = asyncio.create_task(engine.attach("hasty", [container(docker_subject.image, "extra")]))
+        await door.making_was_asked.wait()
+        attaching.cancel()
+        await asyncio.wait([attaching])
+        detaching = asyncio.create_task(engine.detach("hasty", ["extra"]))
+        await asyncio.wait([detaching], timeout=0.5)  # too early is what it must not come
+        door.may_be_made.set()
+        await detaching
+        await engine.attach("hasty", [])  # once the thread of the first one is through
+        assert await docker_subject.leftovers("hasty") == ["/sandgate-hasty-only"]
+    finally:
+        await engine.aclose()
+        await door.shut()
