@@ -62,8 +62,11 @@ class ImagePulls:
                 raise ImagePullError(f"Image {image} was pulled and is not on the engine under that name.")
         except EngineError as error:
             pull.done.set_exception(error)
-        except BaseException:
+        except asyncio.CancelledError:
             pull.done.cancel()
+            raise
+        except Exception as error:
+            pull.done.set_exception(error)
             raise
         else:
             _log.info("image_pulled", image=image, pinned=pinned)
