@@ -17,6 +17,7 @@ from pathlib import Path
 import docker
 from docker.errors import DockerException, ImageNotFound
 from requests.exceptions import RequestException
+from urllib3.exceptions import HTTPError
 
 from app.engines.docker_client import docker_errors_mapped
 from app.errors import EngineError
@@ -83,7 +84,7 @@ def _pull(client: docker.DockerClient, image: str, report: Report, silence_s: fl
                     raise DockerException(event["error"])
                 answers.put(f"pulling {image}: {event.get('id', '')} {event.get('status', '')}")
             answers.put(None)
-        except (DockerException, RequestException) as error:
+        except (DockerException, RequestException, HTTPError) as error:
             answers.put(error)
 
     threading.Thread(target=read, name=f"pull {image}", daemon=True).start()

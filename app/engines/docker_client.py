@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import docker
 import requests
+import urllib3
 from docker.errors import APIError, DockerException, ImageNotFound
 from docker.utils import kwargs_from_env
 
@@ -27,6 +28,7 @@ def docker_errors_mapped(doing: str, *, image: str = "") -> Iterator[None]:
     | the SDK raises                                | and we raise      |
     |-----------------------------------------------|-------------------|
     | `requests` cannot connect or waits too long   | EngineUnavailable |
+    | `urllib3` loses the connection in an answer   | EngineUnavailable |
     | 404 for an image                              | ImageMissing      |
     | any answer that tells of a full disk          | EngineOutOfSpace  |
     | anything else                                 | EngineError       |
@@ -40,7 +42,8 @@ def docker_errors_mapped(doing: str, *, image: str = "") -> Iterator[None]:
         if any(words in reason for words in _FULL_DISK):
             raise EngineOutOfSpace(f"Could not {doing}: the engine's disk is full. Free space there.") from error
         raise EngineError(f"Could not {doing}: {reason}") from error
-    except requests.exceptions.RequestException as error:
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+        # The SDK reads streams past `requests`, which would have translated what `urllib3` raises.
         raise EngineUnavailable(f"Could not {doing}: the Docker Engine does not answer.") from error
     except DockerException as error:
         # The first call asks for the API version, and the SDK wraps whatever goes wrong then.

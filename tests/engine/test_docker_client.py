@@ -12,6 +12,7 @@ import docker
 import pytest
 from aiohttp import web
 
+from app.engines.debian_base import MADE_HERE, debian_base
 from app.engines.docker_client import DockerClient
 from app.engines.docker_engine import DockerEngine
 from app.engines.docker_runs import DockerRuns
@@ -129,6 +130,52 @@ async def test_an_engine_that_never_answers_is_unavailable(tmp_path: Path) -> No
         finally:
             never.set()
             await engine.aclose()
+
+
+async def _breaks_off(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b'{"id": "0123456789ab", "status": "Downloading"}\r\n')
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+async def test_an_engine_that_goes_away_in_the_middle_of_a_stream_is_unavailable(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def follow(api: docker.APIClient) -> None:
+        seen.extend(event["status"] for event in api.pull("img", tag="1", stream=True, decode=True))
+
+    async with pretended_engine(tmp_path / "s", {("POST", "/images/create"): _breaks_off}) as url:
+        client = DockerClient(base_url=url, max_workers=1, timeout_s=5)
+        try:
+            with pytest.raises(EngineUnavailable, match="Could not pull it"):
+                await client.call(follow, doing="pull it")
+        finally:
+            await client.aclose()
+    assert seen == ["Downloading"]
+
+
+async def test_a_base_whose_pull_breaks_off_is_replaced_at_once_and_not_waited_for(tmp_path: Path) -> None:
+    async def look(request: web.Request) -> web.Response:
+        if request.match_info["name"] == MADE_HERE:
+            return web.json_response({"Id": "sha256:0"})
+        return web.json_response({"message": "No such image"}, status=404)
+
+    answers: dict[tuple[str, str], Handler] = {
+        ("GET", "/images/{name:.+}/json"): look,
+        ("POST", "/images/create"): _breaks_off,
+    }
+    lines: list[str] = []
+    async with pretended_engine(tmp_path / "s", answers) as url:
+        client = docker.DockerClient(base_url=url, version="1.41")
+        try:
+            base = await asyncio.to_thread(debian_base, client, "img:1", lines.append, registry_silence_s=BOUND_S)
+        finally:
+            client.close()
+    assert base == MADE_HERE
+    assert lines[1].startswith("img:1 cannot be pulled: ('Connection broken: ")
 
 
 async def test_a_full_disk_is_told_apart(tmp_path: Path) -> None:
