@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -78,6 +79,31 @@ class Door:
             writer.transport.abort()  # without what it still had to send
             raise
         writer.close()
+
+
+class CuttingDoor(Door):
+    """Cuts the first connections on which a request is made whose line has this pattern."""
+
+    def __init__(self, path: Path, request: bytes, *, times: int = 1) -> None:
+        super().__init__(path)
+        self.cuts = 0
+        self._request = re.compile(request)
+        self._left = times
+
+    async def _pass(self, connection: socket.socket) -> None:
+        try:
+            await super()._pass(connection)
+        except* _CutError:
+            self.cuts += 1
+
+    async def _let_through(self, sent: bytes) -> None:
+        if self._left and self._request.search(sent.partition(b"\r\n")[0]):
+            self._left -= 1
+            raise _CutError  # which ends both directions
+
+
+class _CutError(Exception):
+    """A connection is to be cut here."""
 
 
 async def _open_engine() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -106,7 +106,8 @@ class Builds(Protocol):
     async def run(self, step: BuildStep, on_output: OnOutput) -> int:
         """Run the step and return its exit code; the result is made only if that is 0.
 
-        Nothing but cancelling it bounds the command. Its container is gone afterwards, however it ended.
+        Nothing but cancelling it bounds the command. Its container is gone afterwards, however it ended, unless the
+        engine does not let it go; `remove_containers` removes it then.
         Raises: ImageMissing, EngineOutOfSpace.
         """
         ...
@@ -124,7 +125,9 @@ class Builds(Protocol):
         ...
 
     async def remove_containers(self) -> None:
-        """Those of steps of this installation, also of an earlier control plane. Safe to repeat."""
+        """Those of steps of this installation that are not under way here: an earlier control plane left them, or the
+        engine did not let them go. Safe to repeat.
+        """
         ...
 
     async def aclose(self) -> None: ...

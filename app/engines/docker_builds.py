@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import docker
+import structlog
 from docker.errors import APIError, ImageNotFound
 from docker.types import LogConfig
 
@@ -41,6 +42,7 @@ from app.engines.jobs import Report
 from app.engines.pull_progress import PullProgress
 from app.errors import EngineError
 
+_log = structlog.get_logger()
 T = TypeVar("T")
 
 TRANSFER_S = 1800
@@ -50,6 +52,8 @@ _QUICK_S = 60
 _PREPARE_WAIT_S = 30
 _PREPARE_POLL_S = 0.1
 _CHUNK = 1024 * 1024
+_TREE = "-tree"
+"""Behind a step container's name: the one that it copies a folder from."""
 _ESCAPED = re.compile(r'["\\$]')
 """What is not itself between the double quotes of a Dockerfile."""
 
@@ -63,6 +67,8 @@ class DockerBuilds:
         self._networks = networks
         self._runtime = runtime
         self._prefix = f"sandgate-build-{installation}-"
+        self._running: set[str] = set()
+        """Names of the containers of the steps under way."""
         self._comment = f"a layer of Sandgate's installation {installation}"
         """Of the images that steps become. A label would be passed on to whatever is made of them."""
 
@@ -107,6 +113,7 @@ class DockerBuilds:
             for chunk in api.logs(container, stdout=True, stderr=True, stream=True, follow=True):
                 loop.call_soon_threadsafe(on_output, chunk)
 
+        self._running.add(container)
         try:
             await call(lambda api: self._make(api, step, container, network), "make a container")
             await call(lambda api: api.start(container), "start a container")
@@ -116,7 +123,10 @@ class DockerBuilds:
                 await call(lambda api: self._commit(api, container, result), "keep the files")
             return code
         finally:
-            await _in_spite_of_cancellation(self._remove(container, under_way))
+            try:
+                await _in_spite_of_cancellation(self._remove(container, under_way))
+            finally:
+                self._running.remove(container)
 
     async def name_image(self, image: str, name: str) -> None:
         repository, tag = _split(name)
@@ -145,7 +155,8 @@ class DockerBuilds:
     async def remove_containers(self) -> None:
         def remove(api: docker.APIClient) -> None:
             for container in api.containers(all=True, filters={"name": f"^/?{re.escape(self._prefix)}"}):
-                remove_container(api, container["Id"])
+                if container["Names"][0].lstrip("/").removesuffix(_TREE) not in self._running:
+                    remove_container(api, container["Id"])
 
         await self._client.call(remove, doing="remove containers of image builds")
 
@@ -164,16 +175,25 @@ class DockerBuilds:
             await asyncio.sleep(_PREPARE_POLL_S)
 
     async def _remove(self, container: str, under_way: list[asyncio.Future[Any]]) -> None:
-        """Whatever its state, and once more when no thread can make it any more."""
+        """Whatever its state, and once more when no thread can make it any more.
+
+        One that the engine does not let go stays for `remove_containers`: how the step ended counts for more.
+        """
         # Before the first removal: what a thread makes while that is answered is there after it.
         pending = [future for future in under_way if not future.done()]
 
-        async def remove() -> None:
-            await self._client.call(
-                lambda api: remove_container(api, container), doing=f"remove {container}", timeout_s=_QUICK_S
-            )
+        async def remove() -> bool:
+            try:
+                await self._client.call(
+                    lambda api: remove_container(api, container), doing=f"remove {container}", timeout_s=_QUICK_S
+                )
+            except EngineError as error:
+                _log.warning("build_container_not_removed", container=container, reason=str(error))
+                return False
+            return True
 
-        await remove()
+        if not await remove():
+            await remove()  # before the wait: who follows the output comes to an end with the container
         if pending:
             await asyncio.wait(pending, timeout=_QUICK_S)
             await remove()
@@ -260,7 +280,7 @@ def _copy_tree(api: docker.APIClient, tree: Tree, container: str) -> None:
     """Stream a folder from a container that is never started into another one."""
     source = api.create_container(
         tree.image,
-        name=f"{container}-tree",
+        name=f"{container}{_TREE}",
         entrypoint=["true"],
         labels={docker_pods.INSTALLATION_LABEL: ""},
         network_disabled=True,

@@ -299,13 +299,10 @@ class Builder:
     # -- clearing up ------------------------------------------------------------------------------------------------
 
     async def _sweep_regularly(self) -> None:
-        is_first = True
         while True:
             self._sweep_wanted.clear()
             try:
-                if is_first:
-                    await self._engine.builds.remove_containers()
-                    is_first = False
+                await self._engine.builds.remove_containers()
                 await self._sweep()
             except EngineError as error:
                 _log.warning("template_sweep_failed", reason=str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -21,7 +22,7 @@ from app.errors import ImageMissing
 from tests.e2e.installation import wait_until
 from tests.engine.conftest import INSTALLATION, Listener
 from tests.engine.subjects import container, pod
-from tests.engine_door import Door
+from tests.engine_door import CuttingDoor, Door
 from tests.waiting import BOUND_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -272,11 +273,27 @@ async def test_a_step_on_a_pods_snapshot_is_not_taken_for_that_pod(
             await asyncio.sleep(0.05)
     assert await docker_builds.engine.observe() == {}
     # As the next control plane does for one that was killed.
-    await docker_builds.builds.remove_containers()
+    successor = DockerEngine(INSTALLATION, guard_image=docker_builds.image)
+    try:
+        await successor.builds.remove_containers()
+    finally:
+        await successor.aclose()
     await asyncio.wait([step], timeout=30)
     assert step.done()
     assert step.exception() is not None or step.result() != 0
     assert await docker_builds.engine.remove_image(snapshot)
+
+
+@asynccontextmanager
+async def engine_behind(door: Door, image: str) -> AsyncIterator[DockerEngine]:
+    await door.open()
+    engine = DockerEngine(INSTALLATION, guard_image=image, base_url=door.url)
+    try:
+        await engine.prepare()
+        yield engine
+    finally:
+        await engine.aclose()
+        await door.shut()
 
 
 class LateDoor(Door):
@@ -308,10 +325,7 @@ async def test_a_container_made_while_its_removal_is_answered_is_removed(
     docker_builds: Subject, docker_api: docker.APIClient, tmp_path: Path
 ) -> None:
     door = LateDoor(tmp_path / "engine.sock")
-    await door.open()
-    engine = DockerEngine(INSTALLATION, guard_image=docker_builds.image, base_url=door.url)
-    try:
-        await engine.prepare()
+    async with engine_behind(door, docker_builds.image) as engine:
         door.holds = True
         step = asyncio.create_task(engine.builds.run(shell(docker_builds.image, "sleep 600"), ignore))
         async with asyncio.timeout(BOUND_S):
@@ -319,9 +333,59 @@ async def test_a_container_made_while_its_removal_is_answered_is_removed(
             step.cancel()
             await asyncio.wait([step])
         assert await asyncio.to_thread(step_containers, docker_api) == []
-    finally:
-        await engine.aclose()
-        await door.shut()
+
+
+@pytest.mark.docker
+async def test_what_an_earlier_process_left_is_removed_while_steps_go_on(
+    docker_builds: Subject, docker_api: docker.APIClient
+) -> None:
+    began = asyncio.Event()
+    step = asyncio.create_task(
+        docker_builds.builds.run(shell(docker_builds.image, "echo begun; sleep 600"), lambda chunk: began.set())
+    )
+    async with asyncio.timeout(BOUND_S):
+        await began.wait()
+    (own,) = await asyncio.to_thread(step_containers, docker_api)
+    copied_from, lost = f"{own}-tree", f"/sandgate-build-{INSTALLATION}-b0-0123456789ab"
+    for name in (copied_from, lost, f"{lost}-tree"):
+        await asyncio.to_thread(docker_api.create_container, docker_builds.image, ["true"], name=name)
+    await docker_builds.builds.remove_containers()
+    assert set(await asyncio.to_thread(step_containers, docker_api)) == {own, copied_from}
+    step.cancel()
+    await asyncio.wait([step])
+    await docker_builds.builds.remove_containers()
+    assert await asyncio.to_thread(step_containers, docker_api) == []
+
+
+@pytest.mark.docker
+async def test_a_cancelled_step_is_removed_although_a_connection_is_cut(
+    docker_builds: Subject, docker_api: docker.APIClient, tmp_path: Path
+) -> None:
+    door = CuttingDoor(tmp_path / "engine.sock", rb"^DELETE \S+/containers/sandgate-build-")
+    began = asyncio.Event()
+    async with engine_behind(door, docker_builds.image) as engine:
+        step = asyncio.create_task(
+            engine.builds.run(shell(docker_builds.image, "echo begun; sleep 600"), lambda chunk: began.set())
+        )
+        async with asyncio.timeout(BOUND_S):
+            await began.wait()
+        step.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await step
+    assert door.cuts == 1
+    assert await asyncio.to_thread(step_containers, docker_api) == []
+
+
+@pytest.mark.docker
+async def test_a_step_ends_as_it_did_although_its_container_cannot_be_removed(
+    docker_builds: Subject, docker_api: docker.APIClient, tmp_path: Path
+) -> None:
+    door = CuttingDoor(tmp_path / "engine.sock", rb"^DELETE \S+/containers/sandgate-build-", times=2)
+    async with engine_behind(door, docker_builds.image) as engine:
+        assert await engine.builds.run(shell(docker_builds.image, "exit 7"), ignore) == 7
+        assert len(await asyncio.to_thread(step_containers, docker_api)) == 1
+        await engine.builds.remove_containers()
+        assert await asyncio.to_thread(step_containers, docker_api) == []
 
 
 @pytest.mark.docker

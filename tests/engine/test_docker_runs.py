@@ -17,7 +17,7 @@ from app.engines.runs import MIB, RunOutcome, RunSpec
 from app.errors import EngineError
 from tests.engine.conftest import INSTALLATION
 from tests.engine.subjects import DockerSubject, container, pod, until
-from tests.engine_door import Door
+from tests.engine_door import CuttingDoor
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
 
@@ -124,30 +124,16 @@ async def test_nothing_is_left_of_a_run_however_early_it_is_cancelled(docker_sub
     await until(is_gone)
 
 
-class CutsOnce(Door):
-    """Cuts the first connection on which a request is made whose line holds this."""
-
-    def __init__(self, path: Path, request: bytes) -> None:
-        super().__init__(path)
-        self.has_cut = False
-        self._request = request
-
-    async def _let_through(self, sent: bytes) -> None:
-        if not self.has_cut and self._request in sent.partition(b"\r\n")[0]:
-            self.has_cut = True
-            raise OSError("cut")  # which ends both directions, and the task that carries them
-
-
 async def test_a_run_is_ended_at_its_time_out_although_a_connection_is_cut(
     docker_subject: DockerSubject, base_image: str, tmp_path: Path
 ) -> None:
-    door = CutsOnce(tmp_path / "engine.sock", b"/kill")
+    door = CuttingDoor(tmp_path / "engine.sock", b"/kill")
     await door.open()
     engine = DockerEngine(INSTALLATION, guard_image=base_image, base_url=door.url)
     try:
         outcome = await engine.run(POD, spec(docker_subject, "sleep", "60", timeout_s=2.0))
         assert (outcome.exit_code, outcome.ended_by) == (137, "time-out")
-        assert door.has_cut
+        assert door.cuts == 1
     finally:
         await engine.aclose()
         await door.shut()
