@@ -92,6 +92,7 @@ class DockerEngine:
     async def prepare(self) -> None:
         await self._networks.prepare()
         await self._remove_orphaned_volumes()
+        await self.jobs.remove_lost()
 
     async def has_image(self, image: str) -> bool:
         def inspect(api: docker.APIClient) -> bool:

@@ -10,6 +10,8 @@ import asyncio
 import io
 import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import docker
@@ -28,6 +30,9 @@ _JOB_LABEL = "sandgate.job"
 _POLL_S = 0.25
 _KILL_GRACE_S = 10
 _OUTPUT_LINES = 40
+_ENDED = ("exited", "dead")
+_UNTOLD_S = 600
+"""How long a job that has ended waits for somebody who asks how it went."""
 
 
 class DockerJobs:
@@ -46,8 +51,19 @@ class DockerJobs:
         self._networks = networks
         self._installation = installation
         self._image = image
+        self._untold: set[str] = set()
+        """Names of jobs that a caller here gave up waiting for, and that nobody here has heard of since."""
 
     async def run(self, spec: JobSpec, report: Report) -> JobOutcome:
+        try:
+            outcome = await self._run(spec, report)
+        except asyncio.CancelledError:
+            self._untold.add(spec.name)
+            raise
+        self._untold.discard(spec.name)
+        return outcome
+
+    async def _run(self, spec: JobSpec, report: Report) -> JobOutcome:
         network = self._networks.for_pod(egress=True)
         doing = f"run job {spec.name}"
         await self._client.call(lambda api: self._begin(api, spec, network), doing=doing, image=spec.image)
@@ -60,7 +76,7 @@ class DockerJobs:
                 report(last)
             if state is None:
                 return JobOutcome(exit_code=None, output=output)
-            if state["Status"] in ("exited", "dead"):
+            if state["Status"] in _ENDED:
                 await self._client.call(lambda api: remove_container(api, _name(spec)), doing=doing)
                 return JobOutcome(exit_code=state["ExitCode"], output=output)
             await asyncio.sleep(_POLL_S)
@@ -74,31 +90,50 @@ class DockerJobs:
     async def others_using(self, volume: str) -> frozenset[str]:
         def look(api: docker.APIClient) -> frozenset[str]:
             filters = {"volume": docker_pods.shared_volume_name(volume), "label": [INSTALLATION_LABEL]}
-            found = api.containers(all=True, filters=filters)
-            return frozenset(container["Labels"][INSTALLATION_LABEL] for container in found)
+            return frozenset(
+                container["Labels"][INSTALLATION_LABEL]
+                for container in api.containers(all=True, filters=filters)
+                if not (_JOB_LABEL in container["Labels"] and container["State"] in _ENDED)
+            )
 
         found = await self._client.call(look, doing=f"see who uses volume {volume}")
         return found - {self._installation}
+
+    async def remove_lost(self, *, older_than_s: float = _UNTOLD_S) -> None:
+        """Those of this installation that ended so long ago that nobody asks how they went. Safe to repeat."""
+
+        def remove(api: docker.APIClient) -> None:
+            for container in self._list(api, status=list(_ENDED)):
+                with suppress(APIError):  # one that the engine does not let go must keep no pod from starting
+                    ended_at = datetime.fromisoformat(api.inspect_container(container["Id"])["State"]["FinishedAt"])
+                    if datetime.now(UTC) - ended_at >= timedelta(seconds=older_than_s):
+                        remove_container(api, container["Id"])
+
+        await self._client.call(remove, doing="remove jobs that nobody waits for")
 
     async def remove_all(self) -> None:
         """Those of this installation. Safe to repeat."""
 
         def remove(api: docker.APIClient) -> None:
-            filters = {"label": [f"{INSTALLATION_LABEL}={self._installation}", _JOB_LABEL]}
-            for container in api.containers(all=True, filters=filters):
+            for container in self._list(api):
                 remove_container(api, container["Id"])
 
         await self._client.call(remove, doing="remove jobs")
 
     # What follows runs in a thread.
 
+    def _list(self, api: docker.APIClient, **filters: list[str]) -> list[dict[str, Any]]:
+        labels = [f"{INSTALLATION_LABEL}={self._installation}", _JOB_LABEL]
+        listing: list[dict[str, Any]] = api.containers(all=True, filters={"label": labels, **filters})
+        return listing
+
     def _begin(self, api: docker.APIClient, spec: JobSpec, network: PodNetwork) -> None:
-        try:
-            ended = api.inspect_container(_name(spec))["State"]["Status"] in ("exited", "dead")
-        except NotFound:
-            ended = False
-        if ended:  # the process that waited for it is gone, and so is what it would have done with the outcome
-            remove_container(api, _name(spec))
+        with suppress(NotFound):
+            state = api.inspect_container(_name(spec))["State"]
+            # Who gave up waiting hears what went wrong when he comes back; what a killed process left is done anew.
+            is_to_be_told = spec.name in self._untold and state["ExitCode"] != 0
+            if state["Status"] in _ENDED and not is_to_be_told:
+                remove_container(api, _name(spec))
         try:
             api.create_container(**self._arguments(spec), host_config=self._host(api, spec, network))
         except APIError as error:

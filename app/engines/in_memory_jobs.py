@@ -30,6 +30,7 @@ class InMemoryJobs:
         self._images = images
         self._answer = answer
         self._running: dict[str, asyncio.Task[JobOutcome]] = {}
+        """By name; one that has failed stays until somebody is told."""
 
     async def run(self, spec: JobSpec, report: Report) -> JobOutcome:
         await self._answer(f"run job {spec.name}")
@@ -40,8 +41,10 @@ class InMemoryJobs:
             self.started.append(spec)
             task = asyncio.create_task(self._run(spec, report), name=f"job {spec.name}")
             self._running[spec.name] = task
-            task.add_done_callback(lambda _: self._running.pop(spec.name))
-        return await asyncio.shield(task)
+            task.add_done_callback(lambda task: None if _has_failed(task) else self._forget(spec.name, task))
+        outcome = await asyncio.shield(task)
+        self._forget(spec.name, task)
+        return outcome
 
     async def others_using(self, volume: str) -> frozenset[str]:
         await self._answer(f"see who uses volume {volume}")
@@ -53,6 +56,14 @@ class InMemoryJobs:
         files = self.shared.get(volume, {})
         return {path.removeprefix(inside): content for path, content in files.items() if path.startswith(inside)}
 
+    def _forget(self, name: str, task: asyncio.Task[JobOutcome]) -> None:
+        if self._running.get(name) is task:
+            del self._running[name]
+
     async def _run(self, spec: JobSpec, report: Report) -> JobOutcome:
         async with asyncio.timeout(spec.timeout_s):
             return await self.program(spec, report)
+
+
+def _has_failed(task: asyncio.Task[JobOutcome]) -> bool:
+    return not task.cancelled() and task.exception() is None and task.result().exit_code != 0

@@ -48,12 +48,16 @@ class Jobs(Protocol):
         """Run a job and wait for its end.
 
         If one of its name runs already, on whoever's behalf, that one is waited for instead. A caller that is cancelled
-        or killed leaves the job running. Raises: ImageMissing, EngineOutOfSpace.
+        or killed leaves the job running. If it fails and all who waited for it were cancelled, whoever asks for it next
+        is given that outcome instead of another run. Raises: ImageMissing, EngineOutOfSpace.
         """
         ...
 
     async def others_using(self, volume: str) -> frozenset[str]:
-        """Names of the other installations of which containers have a shared volume, running or not."""
+        """Names of the other installations of which containers have a shared volume, running or not.
+
+        A job that has ended does not count.
+        """
         ...
 
     async def read_shared(self, volume: str, directory: str) -> Mapping[str, bytes]:

@@ -68,15 +68,45 @@ async def test_who_else_has_a_shared_volume_is_told(docker_subject: DockerSubjec
     assert await jobs.others_using(volume) == frozenset()
     name = shared_volume_name(volume)
 
-    def other() -> str:
+    def hold(installation: str, *, job: bool) -> str:
         host = docker_subject.api.create_host_config(mounts=[Mount(target="/data", source=name, type="volume")])
-        labels = {INSTALLATION_LABEL: "another-home"}
+        labels = {INSTALLATION_LABEL: installation, **({"sandgate.job": "any"} if job else {})}
         made = docker_subject.api.create_container(docker_subject.image, ["true"], labels=labels, host_config=host)
+        docker_subject.api.start(made["Id"])
+        docker_subject.api.wait(made["Id"])
         return str(made["Id"])
 
-    container = await asyncio.to_thread(other)
+    containers = [
+        await asyncio.to_thread(hold, "another-home", job=False),
+        await asyncio.to_thread(hold, "a-third-home", job=True),
+    ]
     try:
         assert await jobs.others_using(volume) == {"another-home"}
     finally:
-        await asyncio.to_thread(docker_subject.api.remove_container, container)
+        for container in containers:
+            await asyncio.to_thread(docker_subject.api.remove_container, container)
         await asyncio.to_thread(docker_subject.api.remove_volume, name)
+
+
+async def test_a_job_that_ended_with_nobody_there_is_removed_after_a_while(docker_subject: DockerSubject) -> None:
+    jobs = docker_subject.engine.jobs
+
+    async def give_up(spec: JobSpec) -> None:
+        began = asyncio.Event()
+        waiting = asyncio.create_task(jobs.run(spec, lambda line: began.set()))
+        await began.wait()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    ending = job(docker_subject.image, "echo begun; sleep 1")
+    going_on = job(docker_subject.image, "echo begun; sleep 60")
+    await give_up(ending)
+    await give_up(going_on)
+    await asyncio.to_thread(docker_subject.api.wait, f"sandgate-job-{ending.name}")
+
+    await docker_subject.engine.prepare()
+    assert len(await _jobs_left(docker_subject.api, ending)) == 1
+    await jobs.remove_lost(older_than_s=0)
+    assert await _jobs_left(docker_subject.api, ending) == []
+    assert len(await _jobs_left(docker_subject.api, going_on)) == 1
+    await jobs.remove_all()

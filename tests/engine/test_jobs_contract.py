@@ -13,7 +13,7 @@ from app.engines.in_memory_jobs import InMemoryJobs
 from app.engines.interface import Limits
 from app.engines.jobs import JobOutcome, JobSpec, Report
 from app.errors import ImageMissing
-from tests.engine.subjects import InMemorySubject, Subject
+from tests.engine.subjects import DockerSubject, InMemorySubject, Subject, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -112,6 +112,35 @@ async def test_a_job_goes_on_without_the_caller_that_was_cancelled(subject: Subj
     assert outcome.exit_code == 0
     if isinstance(subject, InMemorySubject):
         assert subject.engine.jobs.started == [spec]
+
+
+async def has_ended(subject: Subject, spec: JobSpec) -> bool:
+    if isinstance(subject, DockerSubject):
+        found = await asyncio.to_thread(subject.api.inspect_container, f"sandgate-job-{spec.name}")
+        return bool(found["State"]["Status"] == "exited")
+    return all(task.get_name() != f"job {spec.name}" for task in asyncio.all_tasks())
+
+
+@pytest.mark.parametrize(("ending", "runs"), [("exit 3", 1), ("exit 0", 2)])
+async def test_only_how_a_job_failed_waits_for_who_comes_back_and_is_told_once(
+    subject: Subject, ending: str, runs: int
+) -> None:
+    name = f"test-back-{uuid.uuid4().hex[:8]}"
+    spec = job(subject.image, f"echo run >> /data/{name}; echo working; sleep 1; {ending} # wait", name=name)
+    code = int(ending.removeprefix("exit "))
+    began = asyncio.Event()
+    first = asyncio.create_task(subject.engine.jobs.run(spec, lambda line: began.set()))
+    await began.wait()
+    first.cancel()
+    await asyncio.wait([first])
+    await until(lambda: has_ended(subject, spec))
+
+    for expected in (runs, runs + 1):
+        assert (await subject.engine.jobs.run(spec, lambda line: None)).exit_code == code
+        if isinstance(subject, InMemorySubject):
+            assert subject.engine.jobs.started == [spec] * expected
+        else:
+            assert (await subject.engine.jobs.read_shared(VOLUME, "."))[name] == b"run\n" * expected
 
 
 async def test_a_job_without_its_image_says_so(subject: Subject) -> None:
