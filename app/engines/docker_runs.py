@@ -199,7 +199,8 @@ class DockerRuns:
     def _remove(self, api: docker.APIClient) -> None:
         filters = {"label": [f"{INSTALLATION_LABEL}={self._installation}", _RUN_LABEL]}
         for container in api.containers(all=True, filters=filters):
-            if container["Names"][0].lstrip("/") not in self._running:
+            names = container["Names"] or ()  # one that the engine is removing may have none any more
+            if not any(name.lstrip("/") in self._running for name in names):
                 remove_container(api, container["Id"])
 
 
