@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,38 @@ def test_calls_about_an_unknown_process_are_not_found(agent: RunningAgent) -> No
         (404, {"code": "not_found", "message": "process with pid 999999 not found"})
     ] * 4
     assert end == (2, {"error": {"code": "not_found", "message": "process with tag 'no such' not found"}})
+
+
+def test_input_after_the_end_of_stdin_is_refused(agent: RunningAgent) -> None:
+    with agent.client() as client:
+        with client.stream("POST", START, content=envelope(bash("sleep 1000")), headers=HEADERS) as answer:
+            pid = next(envelopes_in(answer.iter_raw()))[1]["event"]["start"]["pid"]
+        selector = {"process": {"pid": pid}}
+        closed = call(client, "CloseStdin", selector)
+        sent = call(client, "SendInput", {**selector, "input": {"stdin": "eA=="}})
+        call(client, "SendSignal", {**selector, "signal": "SIGNAL_SIGKILL"})
+
+    assert closed.status_code == 200
+    assert sent.json() == {"code": "internal", "message": "error writing to stdin: it is closed"}
+
+
+def test_streamed_input_for_a_process_that_has_ended_is_refused(agent: RunningAgent) -> None:
+    with agent.client() as client, agent.client() as other:
+        with client.stream("POST", START, content=envelope(bash("read line")), headers=HEADERS) as answer:
+            pid = next(envelopes_in(answer.iter_raw()))[1]["event"]["start"]["pid"]
+        selector = {"process": {"pid": pid}}
+        line = envelope({"data": {"input": {"stdin": base64.b64encode(b"line\n").decode()}}})
+
+        def messages() -> Iterator[bytes]:
+            yield envelope({"start": selector}) + line
+            stream(other, CONNECT, selector)
+            yield line
+
+        answer = client.post("/process.Process/StreamInput", content=messages(), headers=HEADERS)
+
+    [(flags, content)] = envelopes_in(iter([answer.content]))
+    message = f"process with pid {pid} not found"
+    assert (flags, content) == (2, {"error": {"code": "not_found", "message": message}})
 
 
 def test_other_signals_are_unimplemented(agent: RunningAgent) -> None:

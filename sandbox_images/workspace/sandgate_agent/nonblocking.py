@@ -40,8 +40,12 @@ class NonblockingFile:
         return self._descriptor
 
     async def read(self) -> bytes:
-        """At most CHUNK bytes; empty at the end, or when there is nothing more after `stop_waiting`."""
+        """At most CHUNK bytes; empty at the end, or when there is nothing more after `stop_waiting`.
+
+        Raises: BrokenPipeError once it is closed.
+        """
         while True:
+            self._check_open()
             try:
                 return os.read(self._descriptor, CHUNK)
             except BlockingIOError:
@@ -56,9 +60,13 @@ class NonblockingFile:
                 raise
 
     async def write(self, data: bytes) -> None:
-        """All of it, waiting while the other side does not read. Raises: OSError, e.g. when nobody can read it."""
+        """All of it, waiting while the other side does not read.
+
+        Raises: OSError, a BrokenPipeError when nobody can read it or it is closed.
+        """
         view = memoryview(data)
         while view:
+            self._check_open()
             try:
                 view = view[os.write(self._descriptor, view) :]
             except BlockingIOError:
@@ -82,7 +90,12 @@ class NonblockingFile:
         self._file.close()
         for ready in self._waiting:
             if not ready.done():
-                ready.set_exception(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+                ready.set_exception(_broken_pipe())
+
+    def _check_open(self) -> None:
+        # Once closed, the number may already belong to another file.
+        if self._file.closed:
+            raise _broken_pipe()
 
     async def _ready(self, add: Callable[..., Any], remove: Callable[[int], Any]) -> None:
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -97,6 +110,9 @@ class NonblockingFile:
             await ready
         finally:
             self._waiting.discard(ready)
-            # Once closed, the number may already belong to another file.
             if not self._file.closed:
                 remove(self._descriptor)
+
+
+def _broken_pipe() -> BrokenPipeError:
+    return BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))

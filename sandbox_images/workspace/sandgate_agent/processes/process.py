@@ -3,10 +3,10 @@
 import asyncio
 import signal
 
-from sandgate_agent.errors import AgentError, DeadlineExceeded, InvalidArgument, Unknown
+from sandgate_agent.errors import AgentError, DeadlineExceeded, InvalidArgument, NotFound, Unknown
 from sandgate_agent.nonblocking import NonblockingFile
 from sandgate_agent.processes.child import Child, Exit, TerminalSize
-from sandgate_agent.processes.messages import Input, ProcessConfig, data_event, end_event, start_event
+from sandgate_agent.processes.messages import Input, ProcessConfig, Selector, data_event, end_event, start_event
 from sandgate_agent.processes.subscription import Event, Subscription
 
 
@@ -75,7 +75,10 @@ class Process:
                 self._child.stop_waiting_for_output()
 
     async def write(self, content: Input) -> None:
-        """Returns once the process's pipe or terminal has taken everything. Raises: AgentError."""
+        """Returns once the process's pipe or terminal has taken everything.
+
+        Raises: NotFound if the process has ended, AgentError.
+        """
         if content.is_for_terminal:
             if self._child.terminal is None:
                 raise AgentError("error writing to tty: the process has no terminal")
@@ -90,6 +93,8 @@ class Process:
             try:
                 await target.write(content.data)
             except (OSError, ValueError) as error:
+                if self.end is not None:
+                    raise NotFound(f"{Selector(pid=self.pid)} not found") from error
                 raise AgentError(f"error writing to {name}: {_reason(error)}") from error
 
     async def close_stdin(self) -> None:
@@ -133,4 +138,6 @@ class Process:
 
 
 def _reason(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or "it is closed"
+    if isinstance(error, BrokenPipeError):
+        return "it is closed"
+    return (isinstance(error, OSError) and error.strerror) or str(error)
