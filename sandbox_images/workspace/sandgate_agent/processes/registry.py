@@ -12,21 +12,25 @@ from sandgate_agent.processes.subscription import Subscription
 _REPLAY_S = 30.0
 """How long a finished process can still be asked for its end."""
 
+Started = tuple[Process, Subscription]
+
 
 class ProcessRegistry:
     def __init__(self, tasks: BackgroundTasks) -> None:
         self._tasks = tasks
         self._processes: dict[int, Process] = {}
 
-    async def start(
-        self, request: StartRequest, command: Command, *, deadline_s: float | None
-    ) -> tuple[Process, Subscription]:
+    async def start(self, request: StartRequest, command: Command, *, deadline_s: float | None) -> Started:
         """Start, and listen from the first byte on. A cancelled caller does not undo the start.
 
         Raises: InvalidArgument when the program cannot be started.
         """
         starting = self._tasks.start(self._start(request, command, deadline_s), name="process-start")
-        started = await asyncio.shield(starting)
+        try:
+            started = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_stop_listening)
+            raise
         if isinstance(started, InvalidArgument):
             raise started
         return started
@@ -54,7 +58,7 @@ class ProcessRegistry:
 
     async def _start(
         self, request: StartRequest, command: Command, deadline_s: float | None
-    ) -> tuple[Process, Subscription] | InvalidArgument:
+    ) -> Started | InvalidArgument:
         try:
             if request.terminal is not None:
                 child = await asyncio.to_thread(Child.spawn_in_terminal, command, request.terminal)
@@ -78,3 +82,13 @@ class ProcessRegistry:
     def _forget(self, process: Process) -> None:
         if self._processes.get(process.pid) is process:
             del self._processes[process.pid]
+
+
+def _stop_listening(starting: asyncio.Task[Started | InvalidArgument]) -> None:
+    """For a caller that is gone: a listener that nobody unsubscribes would hold up the command's output for ever."""
+    if starting.cancelled() or starting.exception() is not None:
+        return
+    started = starting.result()
+    if not isinstance(started, InvalidArgument):
+        process, subscription = started
+        process.unsubscribe(subscription)
