@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -359,6 +360,45 @@ def test_an_upload_that_breaks_off_leaves_no_new_file(agent: RunningAgent) -> No
     _until(lambda: not path.exists())
 
 
+def test_an_upload_that_breaks_off_leaves_what_its_repetition_has_written(agent: RunningAgent) -> None:
+    path = agent.home / "repeated"
+    first = begin_upload(agent, path)
+    with agent.client() as client:
+        repeated = upload(client, "repeated", b"whole")
+    first.close()
+    _until(lambda: times_open(agent, path) == 0)
+
+    assert repeated.status_code == 200
+    assert path.read_bytes() == b"whole"
+
+
+def test_an_upload_that_breaks_off_leaves_the_file_to_its_repetition(agent: RunningAgent) -> None:
+    path = agent.home / "being-repeated"
+    first = begin_upload(agent, path)
+
+    def pieces() -> Iterator[bytes]:
+        yield bytes(2 << 20)
+        _until(lambda: times_open(agent, path) == 2)
+        first.close()
+        _until(lambda: times_open(agent, path) < 2)
+        yield b"end"
+
+    with agent.client() as client:
+        repeated = upload(client, "being-repeated", pieces())
+
+    assert repeated.status_code == 200
+    assert path.stat().st_size == (2 << 20) + 3
+
+
+def test_the_last_of_several_uploads_that_break_off_leaves_no_new_file(agent: RunningAgent) -> None:
+    path = agent.home / "given-up"
+    uploads = [begin_upload(agent, path), begin_upload(agent, path)]
+    for each in uploads:
+        each.close()
+
+    _until(lambda: not path.exists())
+
+
 def test_a_large_file_each_way_leaves_the_agent_s_memory_flat(agent: RunningAgent) -> None:
     piece = bytes(1 << 20)
     process = psutil.Process(agent.process.pid)
@@ -385,6 +425,21 @@ def test_a_large_file_each_way_leaves_the_agent_s_memory_flat(agent: RunningAgen
 
     assert (answer.status_code, received) == (200, _LARGE_MIB << 20)
     assert largest - before < 24 << 20
+
+
+def begin_upload(agent: RunningAgent, path: Path) -> socket.socket:
+    """Returns once the file has the beginning of the body, of which no more is sent."""
+    connection = socket.create_connection(("127.0.0.1", agent.port))
+    headers = "".join(f"{name}: {value}\r\n" for name, value in {**OCTETS, **agent.headers}.items())
+    head = f"POST /files?path={path} HTTP/1.1\r\nHost: agent\r\n{headers}Content-Length: 99000000\r\n\r\n"
+    before = times_open(agent, path)
+    connection.sendall(head.encode() + bytes(1 << 20))
+    _until(lambda: times_open(agent, path) > before and path.stat().st_size == 1 << 20)
+    return connection
+
+
+def times_open(agent: RunningAgent, path: Path) -> int:
+    return [file.path for file in psutil.Process(agent.process.pid).open_files()].count(str(path))
 
 
 def _until(is_so: Callable[[], bool]) -> None:

@@ -8,6 +8,7 @@ from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.asgi import Request
 from sandgate_agent.configuration import ConfigurationHolder
 from sandgate_agent.files.signatures import check_signature
+from sandgate_agent.files.targets import UploadTargets
 from sandgate_agent.users import User, find_user
 
 
@@ -15,6 +16,7 @@ class FilesEndpoint:
     def __init__(self, configuration: ConfigurationHolder, threads: FileThreads) -> None:
         self._configuration = configuration
         self._threads = threads
+        self._targets = UploadTargets()
 
     async def download(self, request: Request) -> None:
         from sandgate_agent.files.download import send_download  # noqa: PLC0415
@@ -24,7 +26,7 @@ class FilesEndpoint:
     async def upload(self, request: Request) -> None:
         from sandgate_agent.files.upload import receive_upload  # noqa: PLC0415
 
-        await receive_upload(request, self._admit(request, "write"), self._threads)
+        await receive_upload(request, self._admit(request, "write"), self._threads, self._targets)
 
     async def compose(self, request: Request) -> None:
         """For callers with the access token: a signature is for one path."""

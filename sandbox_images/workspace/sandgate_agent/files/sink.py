@@ -7,6 +7,7 @@ from typing import Self
 from sandgate_agent.acting_as import FileThreads
 from sandgate_agent.errors import InvalidArgument, os_errors_mapped
 from sandgate_agent.files.metadata import Metadata, replace_metadata
+from sandgate_agent.files.targets import UploadTarget
 from sandgate_agent.paths import make_directories
 from sandgate_agent.users import User
 
@@ -17,13 +18,16 @@ _PIECE = 1 << 20
 class FileSink:
     """Use as an async context: leaving it without an error finishes the file.
 
+    A file that several write to goes with the last of them, unless one has finished it or it was there before.
+
     The order of system calls is part of the contract: E2B's tests count the events of one upload, CREATE (open), CHMOD
     (chown), WRITE (write), so there is no staging file, and the owner is only set where it is not right already.
     """
 
-    def __init__(self, threads: FileThreads, path: str, user: User, metadata: Metadata) -> None:
-        self.path = path
+    def __init__(self, threads: FileThreads, target: UploadTarget, user: User, metadata: Metadata) -> None:
+        self.path = target.path
         self._threads = threads
+        self._target = target
         self._user = user
         self._metadata = metadata
         self._descriptor = -1
@@ -32,7 +36,7 @@ class FileSink:
 
     async def __aenter__(self) -> Self:
         """Raises: AgentError."""
-        await self._threads.run(self._open)
+        await self._threads.run(self._begin)
         return self
 
     async def write(self, data: bytes) -> None:
@@ -49,12 +53,19 @@ class FileSink:
             kind = True
             raise
         finally:
-            await self._threads.run(self._close, keep=kind is None)
+            await self._threads.run(self._end, is_whole=kind is None)
 
     async def _flush(self) -> None:
         if self._pending:
             pending, self._pending = self._pending, bytearray()
             await self._threads.run(self._write_all, pending)
+
+    def _begin(self) -> None:
+        with self._target.lock:
+            self._open()
+            self._target.uploads += 1
+            if self._is_new:
+                self._target.is_unfinished = True
 
     def _open(self) -> None:
         with os_errors_mapped(self.path):
@@ -75,7 +86,9 @@ class FileSink:
                     os.ftruncate(self._descriptor, 0)
                 replace_metadata(self._descriptor, self._metadata)
             except BaseException:
-                self._close(keep=False)
+                os.close(self._descriptor)
+                if self._is_new:
+                    os.unlink(self.path)
                 raise
 
     def _write_all(self, data: bytearray) -> None:
@@ -84,8 +97,15 @@ class FileSink:
             while written < len(view):
                 written += os.write(self._descriptor, view[written:])
 
-    def _close(self, *, keep: bool) -> None:
-        os.close(self._descriptor)
-        if self._is_new and not keep:
-            with os_errors_mapped(self.path):
-                os.unlink(self.path)
+    def _end(self, *, is_whole: bool) -> None:
+        with self._target.lock:
+            self._target.uploads -= 1
+            try:
+                if is_whole:
+                    self._target.is_unfinished = False
+                elif self._target.is_unfinished and self._target.uploads == 0:
+                    self._target.is_unfinished = False
+                    with os_errors_mapped(self.path):
+                        os.unlink(self.path)
+            finally:
+                os.close(self._descriptor)

@@ -1,7 +1,7 @@
 """POST /files: one file as the body, or several as a form."""
 
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -11,6 +11,7 @@ from sandgate_agent.errors import InvalidArgument, UnsupportedMediaType
 from sandgate_agent.files.metadata import Metadata, metadata_in_headers
 from sandgate_agent.files.multipart import PartBegins, PartData, PartEnds, parse_multipart
 from sandgate_agent.files.sink import FileSink
+from sandgate_agent.files.targets import UploadTargets
 from sandgate_agent.paths import resolve_path
 from sandgate_agent.users import User
 
@@ -19,41 +20,40 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 
 _FILE_FIELD = "file"
 
+SinkFor = Callable[[str], FileSink]
+"""Of a file's name as the caller gave it; not open yet. Raises: InvalidArgument."""
 
-async def receive_upload(request: Request, user: User, threads: FileThreads) -> None:
+
+async def receive_upload(request: Request, user: User, threads: FileThreads, targets: UploadTargets) -> None:
     """Write what the request carries and answer with the list of files written. Raises: AgentError."""
     metadata = metadata_in_headers(request.headers)
+
+    def sink_for(name: str) -> FileSink:
+        return FileSink(threads, targets.at(resolve_path(name, user)), user, metadata)
+
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     body = _decoded(request)
     if media_type == "multipart/form-data":
-        paths = await _receive_form(request, content_type, body, user, threads, metadata)
+        paths = await _receive_form(request, content_type, body, sink_for)
     elif media_type in ("application/octet-stream", ""):
-        paths = [await _receive_body(request, body, user, threads, metadata)]
+        paths = [await _receive_body(request, body, sink_for)]
     else:
         raise UnsupportedMediaType("upload with multipart/form-data or application/octet-stream")
     await request.answer_json(200, [file_entry(path, metadata) for path in paths])
 
 
-async def _receive_body(
-    request: Request, body: AsyncIterator[bytes], user: User, threads: FileThreads, metadata: Metadata
-) -> str:
+async def _receive_body(request: Request, body: AsyncIterator[bytes], sink_for: SinkFor) -> str:
     if not request.query.get("path"):
         raise InvalidArgument("the query parameter path is required for an upload as application/octet-stream")
-    path = resolve_path(request.query["path"], user)
-    async with FileSink(threads, path, user, metadata) as sink:
+    async with sink_for(request.query["path"]) as sink:
         async for chunk in body:
             await sink.write(chunk)
-    return path
+    return sink.path
 
 
 async def _receive_form(
-    request: Request,
-    content_type: str,
-    body: AsyncIterator[bytes],
-    user: User,
-    threads: FileThreads,
-    metadata: Metadata,
+    request: Request, content_type: str, body: AsyncIterator[bytes], sink_for: SinkFor
 ) -> list[str]:
     """The query's path names the only file; without it each part's file name is its path."""
     paths: list[str] = []
@@ -65,11 +65,11 @@ async def _receive_form(
                     name = request.query.get("path") or filename
                     if not name:
                         raise InvalidArgument("a file needs a path: in the query parameter path or as its file name")
-                    path = resolve_path(name, user)
-                    if path in paths:
-                        raise InvalidArgument(f"several files of the upload have the same path '{path}'")
-                    sink = await stack.enter_async_context(FileSink(threads, path, user, metadata))
-                    paths.append(path)
+                    sink = sink_for(name)
+                    if sink.path in paths:
+                        raise InvalidArgument(f"several files of the upload have the same path '{sink.path}'")
+                    await stack.enter_async_context(sink)
+                    paths.append(sink.path)
                 case PartData(data=data) if sink is not None:
                     await sink.write(data)
                 case PartEnds():

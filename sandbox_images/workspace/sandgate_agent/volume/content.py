@@ -13,6 +13,7 @@ from sandgate_agent.configuration import has_digest
 from sandgate_agent.errors import InvalidArgument, Unauthenticated, os_errors_mapped
 from sandgate_agent.files.download import send_download
 from sandgate_agent.files.sink import FileSink
+from sandgate_agent.files.targets import UploadTarget, UploadTargets
 from sandgate_agent.filesystem.changes import remove
 from sandgate_agent.users import User
 from sandgate_agent.volume.entries import (
@@ -37,6 +38,7 @@ class VolumeContent:
     def __init__(self, threads: FileThreads, *, control_token_digest: str, owner: Owner) -> None:
         """`owner` is whose new entries are unless said otherwise."""
         self._threads = threads
+        self._targets = UploadTargets()
         self._control_token_digest = control_token_digest
         self._owner = owner
 
@@ -102,7 +104,8 @@ class VolumeContent:
     async def _write(self, request: Request) -> None:
         path = request.query["path"]
         force = request.query.get("force") == "true"
-        async with _VolumeFileSink(self._threads, path, _ownership(request), self._owner, force=force) as sink:
+        target = self._targets.at(path)
+        async with _VolumeFileSink(self._threads, target, _ownership(request), self._owner, force=force) as sink:
             async for chunk in request.chunks():
                 await sink.write(chunk)
         await request.answer_json(201, await self._threads.run(read_entry, path))
@@ -111,8 +114,10 @@ class VolumeContent:
 class _VolumeFileSink(FileSink):
     """An upload into a volume, which has other rules of what may be there already and whose it is afterwards."""
 
-    def __init__(self, threads: FileThreads, path: str, wanted: Ownership, owner: Owner, *, force: bool) -> None:
-        super().__init__(threads, path, _ROOT, {})
+    def __init__(
+        self, threads: FileThreads, target: UploadTarget, wanted: Ownership, owner: Owner, *, force: bool
+    ) -> None:
+        super().__init__(threads, target, _ROOT, {})
         self._wanted = wanted
         self._owner = owner
         self._force = force
