@@ -25,6 +25,7 @@ def server_config(app: ASGIApp, **more: Any) -> uvicorn.Config:
         loop="uvloop",
         http=HttpProtocol,
         ws="websockets-sansio",
+        ws_ping_timeout=None,  # an answer may wait behind an upload to a slow pod for as long as that lasts
         proxy_headers=False,
         log_config=None,
         access_log=False,

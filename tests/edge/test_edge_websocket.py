@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import socket
 import threading
 
 import aiohttp
 import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Event
 from websockets.typing import Subprotocol
 
-from tests.edge.applications import Echo
+from app.edge.edge import Edge
+from app.edge.server import EmbeddedServer, server_config
+from tests.edge.applications import Echo, mirror
 from tests.edge.conftest import DOMAIN, Front, to
-from tests.edge.serving import Pod, new_address, talking, with_lifespan
+from tests.edge.serving import Pod, Pods, new_address, serving, talking, with_lifespan
 from tests.waiting import BOUND_S, until
 
 
@@ -131,6 +136,68 @@ async def test_a_message_from_the_pod_that_is_too_big_closes_with_1009(front: Fr
             await client.recv()
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1009
+
+
+class CountingPings(ClientConnection):
+    pings = 0
+
+    def process_event(self, event: Event) -> None:
+        if isinstance(event, Frame) and event.opcode is Opcode.PING:
+            self.pings += 1
+        super().process_event(event)
+
+
+async def test_a_client_whose_answers_to_pings_wait_behind_its_messages_is_not_cut_off() -> None:
+    may_read = threading.Event()
+
+    @with_lifespan
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.to_thread(may_read.wait, BOUND_S)
+        message = await receive()
+        while message["type"] == "websocket.receive" and message.get("text") != "end":
+            message = await receive()
+        await send({"type": "websocket.send", "text": "all is here"})
+
+    async def upload(client: ClientConnection) -> None:
+        for _ in range(32):  # more than the buffers on the way
+            await client.send(bytes(1024 * 1024))
+        await client.send("end")
+
+    pods = Pods(pod := Pod("islow", new_address()))
+    assert pod.address
+    edge = Edge(mirror, pods, sandbox_domain=None, resume=pods.resume)
+    config = server_config(edge, lifespan="off")
+    # Its pings hundreds of times sooner, and its patience with them as much shorter.
+    assert config.ws_ping_interval
+    config.ws_ping_interval /= 400
+    if config.ws_ping_timeout is not None:
+        config.ws_ping_timeout /= 400
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+    server = EmbeddedServer(config)
+    with serving(slow, pod.address, 8888):
+        async with edge, asyncio.TaskGroup() as tasks:
+            tasks.create_task(server.serve([listener]))
+            try:
+                async with connect(
+                    url,
+                    additional_headers=to(pod, 8888),
+                    proxy=None,
+                    ping_interval=None,
+                    compression=None,
+                    create_connection=CountingPings,
+                ) as client:
+                    assert isinstance(client, CountingPings)
+                    tasks.create_task(upload(client))
+                    await until(lambda: client.pings >= 3)
+                    may_read.set()
+                    async with asyncio.timeout(BOUND_S):
+                        assert await client.recv() == "all is here"
+            finally:
+                may_read.set()
+                server.should_exit = True
 
 
 @pytest.mark.parametrize("host", ["x:port", "[::1", "a b", "x:99999", ""])
