@@ -43,7 +43,9 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     testcontainers_config.ryuk_disabled = True
     ready = LogMessageWaitStrategy("database system is ready to accept connections").with_startup_timeout(60)
     with DockerContainer(str(image.id)).waiting_for(ready) as container:
-        network = container.get_wrapped_container().attrs["NetworkSettings"]["Networks"]["bridge"]
+        wrapped = container.get_wrapped_container()
+        wrapped.reload()  # what it knows is from before the start, when there was no address
+        network = wrapped.attrs["NetworkSettings"]["Networks"]["bridge"]
         yield f"postgresql+asyncpg://sandgate@{network['IPAddress']}/postgres"
     client.close()
 
