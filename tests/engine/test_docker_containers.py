@@ -342,13 +342,17 @@ asyncio.run(start())
     async def is_begun() -> bool:
         return "killed" in await restarted.observe() or process.returncode is not None
 
+    async def is_removed() -> bool:
+        # Once more where the engine finished a create that was asked for before the kill.
+        await restarted.stop("killed")
+        return await docker_subject.leftovers("killed") == []
+
     try:
         await until(is_begun)
         process.kill()
         await process.wait()
         assert not (await restarted.observe())["killed"].is_running
-        await restarted.stop("killed")
-        assert await docker_subject.leftovers("killed") == []
+        await until(is_removed)
     finally:
         await restarted.remove_installation()
         await restarted.aclose()
