@@ -42,6 +42,8 @@ from tests.waiting import BOUND_S
 
 IMAGES: dict[str, dict[str, bytes]] = {"workspace:1": {}, "gateway:1": {STDIO_BRIDGE: b"bridge"}}
 BLUEPRINT = replace(plans.BLUEPRINT, server_start_timeout_s=1)
+TURN_S = 120.0
+"""On a slow machine a storm's last writer may wait for longer than the ten seconds that a caller is made to."""
 
 
 class Clock:
@@ -124,7 +126,7 @@ def start_control_plane(tmp_path: Path, clock: Clock, pods: PodTransport, engine
         prepare_interval_s: float = 300,
         store_class: type[Store] = Store,
     ) -> AsyncIterator[ControlPlane]:
-        database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
+        database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}", turn_s=TURN_S)
         await database.migrate()
         accounts = Accounts(database)
         team = await accounts.default_team() or await accounts.create_team("test")
