@@ -11,6 +11,7 @@ import pytest
 
 from app.engines.docker_engine import DockerEngine
 from app.engines.interface import ALL_TRAFFIC, EgressRules, Pod
+from tests import registry
 from tests.engine.conftest import INSTALLATION
 from tests.engine.egress_state import crash_proxy, name_addresses, proxy_container, told_to_proxy
 from tests.engine.internet import FIRST, SECOND, STREAM, Request, get, plain
@@ -70,34 +71,22 @@ async def test_a_name_opens_nothing_but_http_and_tls(docker_subject: DockerSubje
 
 
 async def test_names_are_resolved_where_the_rules_say(docker_subject: DockerSubject) -> None:
-    resolve = "import socket; from pip._internal.models.index import PyPI; socket.gethostbyname(PyPI.netloc)"
     await started(docker_subject, "resolving", only(_ALLOWED))
-    await docker_subject.python("resolving", "only", resolve)
+    await docker_subject.python("resolving", "only", registry.patiently(registry.RESOLVE))
     await docker_subject.engine.set_network("resolving", only(_ALLOWED, name_servers=(FIRST,)))
-    code, _ = await docker_subject.run("resolving", "only", ["python3", "-c", resolve])
+    code, _ = await docker_subject.run("resolving", "only", ["python3", "-c", registry.RESOLVE])
     assert code == 1
     target = ("udp", FIRST, STREAM)
     assert await probe(docker_subject, "resolving", target) == {target: "open"}
 
 
-_REGISTRY = """
-import ssl, socket, sys
-from pip._internal.models.index import PyPI
-if sys.argv[1:]:
-    connection = socket.create_connection((PyPI.netloc, 443), timeout=20)
-    ssl.create_default_context().wrap_socket(connection, server_hostname=PyPI.netloc).close()
-print(PyPI.netloc)
-"""
-"""The package registry that pip is made for stands for the internet."""
-
-
 async def test_the_real_internet_is_reached_by_name(docker_subject: DockerSubject) -> None:
     await docker_subject.engine.start(pod("registry", container(docker_subject.image)))
-    name = await docker_subject.python("registry", "only", _REGISTRY)
+    name = await docker_subject.python("registry", "only", registry.NAME)
     await docker_subject.engine.set_network("registry", only(name))
-    assert await docker_subject.output_of("registry", "only", "python3", "-c", _REGISTRY, "connect") == name
+    await docker_subject.python("registry", "only", registry.patiently(registry.CONNECT))
     await docker_subject.engine.set_network("registry", only(_ALLOWED))
-    code, output = await docker_subject.run("registry", "only", ["python3", "-c", _REGISTRY, "connect"])
+    code, output = await docker_subject.run("registry", "only", ["python3", "-c", registry.CONNECT])
     assert (code, "ACCESS_DENIED" in output) == (1, True)
 
 

@@ -12,6 +12,7 @@ import pytest
 from app.engines.docker_engine import DockerEngine
 from app.engines.interface import PodSpec
 from app.errors import EngineError, ImageMissing
+from tests import registry
 from tests.engine.conftest import INSTALLATION, Listener
 from tests.engine.probing import assert_blocked, probe
 from tests.engine.subjects import DockerSubject, container, pod, until
@@ -21,13 +22,6 @@ pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="session")]
 
 _PORT = 8000
 _SERVE = ("python3", "-m", "http.server", "--directory", "/etc", str(_PORT))
-
-_REGISTRY = """
-import socket
-from pip._internal.models.index import PyPI
-socket.create_connection((PyPI.netloc, 443), timeout=20).close()
-"""
-"""The package registry that pip is made for stands for the internet."""
 
 
 async def started(subject: DockerSubject, pod_id: str, *, egress: bool) -> str:
@@ -124,12 +118,12 @@ async def test_an_offline_pod_does_not_even_reach_what_is_allowed(
 
 async def test_a_pod_with_egress_reaches_the_internet(docker_subject: DockerSubject) -> None:
     await started(docker_subject, "online", egress=True)
-    await docker_subject.python("online", "only", _REGISTRY)
+    await docker_subject.python("online", "only", registry.patiently(registry.CONNECT))
 
 
 async def test_an_offline_pod_can_neither_connect_nor_resolve(docker_subject: DockerSubject) -> None:
     await started(docker_subject, "offline", egress=False)
-    code, output = await docker_subject.run("offline", "only", ["python3", "-c", _REGISTRY])
+    code, output = await docker_subject.run("offline", "only", ["python3", "-c", registry.CONNECT])
     assert code == 1
     assert "gaierror" in output
     await assert_blocked(docker_subject, "offline", ("tcp", "192.88.99.1", 443))

@@ -12,6 +12,7 @@ from app.engines.docker_engine import DockerEngine
 from app.engines.docker_pods import PodFrame, container_labels
 from app.engines.interface import ALL_TRAFFIC, EgressRules, Pod
 from app.errors import PodGone
+from tests import registry
 from tests.engine.conftest import INSTALLATION, Listener
 from tests.engine.egress_state import addresses_in_force, flush_rules
 from tests.engine.internet import FIRST, SECOND, STREAM
@@ -179,11 +180,10 @@ async def test_what_every_pod_may_reach_on_the_host_can_be_denied(
 
 
 async def test_names_are_resolved_unless_everything_is_denied(docker_subject: DockerSubject) -> None:
-    resolve = "import socket; from pip._internal.models.index import PyPI; socket.gethostbyname(PyPI.netloc)"
     await started(docker_subject, "resolving", rules(denied=("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
-    await docker_subject.python("resolving", "only", resolve)
+    await docker_subject.python("resolving", "only", registry.patiently(registry.RESOLVE))
     await docker_subject.engine.set_network("resolving", _CLOSED)
-    code, output = await docker_subject.run("resolving", "only", ["python3", "-c", resolve])
+    code, output = await docker_subject.run("resolving", "only", ["python3", "-c", registry.RESOLVE])
     assert (code, "gaierror" in output) == (1, True)
 
 

@@ -23,8 +23,9 @@ import {
 } from 'e2b'
 
 const BOOT_ID = '/proc/sys/kernel/random/boot_id'
-const FETCH_A_PACKAGE =
-  'python3 -m pip download --quiet --no-deps --no-cache-dir --retries 0 --timeout 10 --dest /tmp six'
+const FETCH_A_PACKAGE = 'python3 -m pip download --quiet --no-deps --no-cache-dir --dest /tmp six'
+const ONCE = '--retries 0 --timeout 10'
+const PATIENTLY = '--retries 3 --timeout 30'
 const SERVE = 'python3 -m http.server 8000 --bind 127.0.0.1'
 
 const newName = (kind) => `${kind}-${randomUUID().slice(0, 13)}`
@@ -290,14 +291,14 @@ const does = {
 
   async network() {
     await withSandbox({ network: { denyOut: [ALL_TRAFFIC] } }, async (sandbox) => {
-      await assert.rejects(sandbox.commands.run(FETCH_A_PACKAGE), CommandExitError)
+      await assert.rejects(sandbox.commands.run(`${FETCH_A_PACKAGE} ${ONCE}`), CommandExitError)
       await sandbox.updateNetwork({})
-      await sandbox.commands.run(FETCH_A_PACKAGE)
+      await sandbox.commands.run(`${FETCH_A_PACKAGE} ${PATIENTLY}`, { timeoutMs: 240_000 })
       await sandbox.updateNetwork({ allowOut: ['nothing.example.com'], denyOut: [ALL_TRAFFIC] })
-      await assert.rejects(sandbox.commands.run(FETCH_A_PACKAGE), CommandExitError)
+      await assert.rejects(sandbox.commands.run(`${FETCH_A_PACKAGE} ${ONCE}`), CommandExitError)
     })
     await withSandbox({ allowInternetAccess: false }, async (sandbox) => {
-      await assert.rejects(sandbox.commands.run(FETCH_A_PACKAGE), CommandExitError)
+      await assert.rejects(sandbox.commands.run(`${FETCH_A_PACKAGE} ${ONCE}`), CommandExitError)
     })
   },
 

@@ -39,7 +39,8 @@ from mcp.client.streamable_http import streamable_http_client
 Failure = TypeVar("Failure", bound=Exception)
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-FETCH_A_PACKAGE = "python3 -m pip download --quiet --no-deps --no-cache-dir --retries 0 --timeout 10 --dest /tmp six"
+FETCH_A_PACKAGE = "python3 -m pip download --quiet --no-deps --no-cache-dir --dest /tmp six"
+ONCE, PATIENTLY = "--retries 0 --timeout 10", "--retries 3 --timeout 30"
 SERVE = "python3 -m http.server 8000 --bind 127.0.0.1"
 
 
@@ -281,13 +282,13 @@ def signed_urls() -> None:
 
 def network() -> None:
     with Sandbox.create(network={"deny_out": [ALL_TRAFFIC]}) as sandbox:
-        failure_of(lambda: sandbox.commands.run(FETCH_A_PACKAGE), CommandExitException)
+        failure_of(lambda: sandbox.commands.run(f"{FETCH_A_PACKAGE} {ONCE}"), CommandExitException)
         sandbox.update_network({})
-        sandbox.commands.run(FETCH_A_PACKAGE)
+        sandbox.commands.run(f"{FETCH_A_PACKAGE} {PATIENTLY}", timeout=240)
         sandbox.update_network({"allow_out": ["nothing.example.com"], "deny_out": [ALL_TRAFFIC]})
-        failure_of(lambda: sandbox.commands.run(FETCH_A_PACKAGE), CommandExitException)
+        failure_of(lambda: sandbox.commands.run(f"{FETCH_A_PACKAGE} {ONCE}"), CommandExitException)
     with Sandbox.create(allow_internet_access=False) as sandbox:
-        failure_of(lambda: sandbox.commands.run(FETCH_A_PACKAGE), CommandExitException)
+        failure_of(lambda: sandbox.commands.run(f"{FETCH_A_PACKAGE} {ONCE}"), CommandExitException)
 
 
 def template() -> None:

@@ -39,7 +39,8 @@ from mcp.client.streamable_http import streamable_http_client
 Failure = TypeVar("Failure", bound=Exception)
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-FETCH_A_PACKAGE = "python3 -m pip download --quiet --no-deps --no-cache-dir --retries 0 --timeout 10 --dest /tmp six"
+FETCH_A_PACKAGE = "python3 -m pip download --quiet --no-deps --no-cache-dir --dest /tmp six"
+ONCE, PATIENTLY = "--retries 0 --timeout 10", "--retries 3 --timeout 30"
 SERVE = "python3 -m http.server 8000 --bind 127.0.0.1"
 
 
@@ -304,13 +305,13 @@ async def signed_urls() -> None:
 
 async def network() -> None:
     async with await AsyncSandbox.create(network={"deny_out": [ALL_TRAFFIC]}) as sandbox:
-        await failure_of(sandbox.commands.run(FETCH_A_PACKAGE), CommandExitException)
+        await failure_of(sandbox.commands.run(f"{FETCH_A_PACKAGE} {ONCE}"), CommandExitException)
         await sandbox.update_network({})
-        await sandbox.commands.run(FETCH_A_PACKAGE)
+        await sandbox.commands.run(f"{FETCH_A_PACKAGE} {PATIENTLY}", timeout=240)
         await sandbox.update_network({"allow_out": ["nothing.example.com"], "deny_out": [ALL_TRAFFIC]})
-        await failure_of(sandbox.commands.run(FETCH_A_PACKAGE), CommandExitException)
+        await failure_of(sandbox.commands.run(f"{FETCH_A_PACKAGE} {ONCE}"), CommandExitException)
     async with await AsyncSandbox.create(allow_internet_access=False) as sandbox:
-        await failure_of(sandbox.commands.run(FETCH_A_PACKAGE), CommandExitException)
+        await failure_of(sandbox.commands.run(f"{FETCH_A_PACKAGE} {ONCE}"), CommandExitException)
 
 
 async def template() -> None:
