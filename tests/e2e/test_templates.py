@@ -26,31 +26,36 @@ from tests.e2e.installation import Installation, call, mcp_client, wait_until
 pytestmark = [pytest.mark.docker, pytest.mark.e2e]
 
 DEBIAN = "sandgate-test/plain-debian:1"
-BUSYBOX = "sandgate-test/only-busybox:1"
+BUSYBOX = "sandgate-test/only-busybox"
 
 
 @pytest.fixture(scope="module")
-def foreign_images() -> Iterator[None]:
-    """Debian as it comes, and a file system with nothing in it but a static busybox: no C library, no bash."""
+def foreign_images() -> Iterator[tuple[str, str]]:
+    """Debian as it comes, and a file system with nothing in it but a static busybox: no C library, no bash.
+
+    The second stays for later runs: making it takes Debian's archive.
+    """
     client = docker.from_env()
     settings = Settings()
     plain = debian_base(client, settings.base_image, lambda line: None)
     client.images.get(plain).tag(*DEBIAN.split(":"))
     tags = image_tags(ROOT / "sandbox_images", base_image=settings.base_image, ca_bundle=settings.ca_bundle)
-    client.api.import_image_from_data(_busybox_root(client, tags.base), *BUSYBOX.split(":"))
-    yield
+    of_base = tags.base.rpartition(":")[2]
+    if not client.api.images(name=f"{BUSYBOX}:{of_base}"):
+        client.api.import_image_from_data(_busybox_root(client, tags.base), BUSYBOX, of_base)
+    yield DEBIAN, f"{BUSYBOX}:{of_base}"
     client.images.remove(DEBIAN)
-    client.images.remove(BUSYBOX)
     client.close()
 
 
 def _busybox_root(client: docker.DockerClient, base: str) -> bytes:
     """A root file system as a tar."""
-    install = "apt-get update -qq && apt-get install -qq --yes --no-install-recommends busybox-static >/dev/null"
+    get = "apt-get -qq -o Acquire::Retries=3"
+    install = f"{get} update && {get} install --yes --no-install-recommends busybox-static >/dev/null"
     container = client.containers.create(base, ["sh", "-ec", f"{install}; busybox --list > /applets"])
     try:
         container.start()
-        assert container.wait(timeout=120)["StatusCode"] == 0, container.logs().decode()
+        assert container.wait(timeout=240)["StatusCode"] == 0, container.logs().decode()
         program = _file_of(container, "/bin/busybox")
         applets = _file_of(container, "/applets").decode().split()
     finally:
@@ -89,10 +94,11 @@ def _file_of(container: Container, path: str) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory, foreign_images: None) -> Iterator[Installation]:
+def gate(tmp_path_factory: pytest.TempPathFactory, foreign_images: tuple[str, str]) -> Iterator[Installation]:
+    debian, busybox = foreign_images
     installation = Installation(
         tmp_path_factory.mktemp("templates"),
-        {"SANDGATE_IMAGE_ALIASES": f"ubuntu:22.04={DEBIAN},alpine:3={BUSYBOX}", "SANDGATE_POOL": "base=0"},
+        {"SANDGATE_IMAGE_ALIASES": f"ubuntu:22.04={debian},alpine:3={busybox}", "SANDGATE_POOL": "base=0"},
     )
     installation.start()
     yield installation
