@@ -80,6 +80,7 @@ class Installation:
             "SANDGATE_HOME": str(self.home),
             "SANDGATE_PORT": str(self.port),
             "SANDGATE_POOL": "base=0,mcp-gateway=0",
+            "SANDGATE_SERVER_START_TIMEOUT_S": "120",  # a dozen at once on a busy machine may need more than by default
             "PYTHONDONTWRITEBYTECODE": "",  # what is started again and again need not compile itself each time
         }
         engine = {} if self.engine_url is None else {"DOCKER_HOST": self.engine_url}
@@ -146,7 +147,7 @@ class Installation:
                 found.update(http.get(f"/sandboxes/{sandbox_id}").json()["mcp"]["servers"])
             return all(server["state"] != "starting" for server in found.values())
 
-        wait_until(have_settled, lambda: found)
+        wait_until(have_settled, lambda: found, within_s=CREATE_TIMEOUT_S)
         return found
 
     def states(self, sandbox_id: str) -> dict[str, str]:

@@ -96,8 +96,12 @@ def installation(tmp_path: Path, engine: OwnEngine, is_full_size: bool) -> Itera
         "command": ["python3", "-c", PROBE],
     }
     (servers / "counting.yaml").write_text(json.dumps(manifest))
-    pool = {"SANDGATE_POOL": f"base=0,mcp-gateway={3 if is_full_size else 1}"}
-    installation = Installation(home, pool, engine_url=engine.url)
+    settings = {
+        "SANDGATE_POOL": f"base=0,mcp-gateway={3 if is_full_size else 1}",
+        # A create whose server went with the engine is answered once this is over, which has to be in time.
+        "SANDGATE_SERVER_START_TIMEOUT_S": "30",
+    }
+    installation = Installation(home, settings, engine_url=engine.url)
     yield installation
     if (home / "installation").exists():
         installation.remove()
