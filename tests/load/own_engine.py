@@ -21,6 +21,8 @@ _START_WITHIN_S = 60
 _END_WITHIN_S = 60.0
 _BRIDGE_ADDRESS = "198.51.100.253/30"
 """Of a bridge that nothing is put on: an address for documentation (RFC 5737), away from those of `engine.internet`."""
+_KEPT_FOR_THE_MACHINES_ENGINE = ("198.18.0.0/16", "198.19.0.0/17")
+"""The first three quarters of where `app.engines.network_guard` looks for a subnet."""
 
 
 class OwnEngine:
@@ -56,13 +58,16 @@ class OwnEngine:
 
     def start(self, *, live_restore: bool = False) -> None:
         """Returns once it answers. With `live_restore` containers go on without it, until it is back."""
-        if not Path("/sys/class/net", self._bridge).exists():
+        is_new = not Path("/sys/class/net", self._bridge).exists()
+        if is_new:
             subprocess.run(["ip", "link", "add", "name", self._bridge, "type", "bridge"], check=True)
             subprocess.run(["ip", "address", "add", _BRIDGE_ADDRESS, "dev", self._bridge], check=True)
         command = [*self._command, f"--live-restore={str(live_restore).lower()}"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_until(self._answers, self._last_words, within_s=_START_WITHIN_S)
+        if is_new:
+            self._keep_away()
 
     def end(self, number: signal.Signals) -> None:
         """Returns once it is gone. At SIGTERM it stops what runs first, unless that is restored live."""
@@ -102,6 +107,15 @@ class OwnEngine:
             subprocess.run(["umount", "--lazy", mount], check=True)
         subprocess.run(["ip", "link", "delete", self._bridge], check=True)
         shutil.rmtree(self._folder)
+
+    def _keep_away(self) -> None:
+        """Neither engine knows what the other is making, and two networks of one subnet on a host cut each other off.
+
+        A network that is nothing but configuration has its subnets taken, and no bridge and no route on the host.
+        """
+        subnets = [f"--subnet={subnet}" for subnet in _KEPT_FOR_THE_MACHINES_ENGINE]
+        command = ["docker", "network", "create", "--config-only", *subnets, "of-the-machines-engine"]
+        subprocess.run(command, env=self.environment, check=True, stdout=subprocess.DEVNULL)
 
     def _is_of_it(self, process: psutil.Process) -> bool:
         """Its containerd, and the shims that hold its containers."""
