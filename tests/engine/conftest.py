@@ -104,10 +104,14 @@ def base_image(docker_api: docker.APIClient) -> str:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def prepared_engine(
-    docker_api: docker.APIClient, base_image: str, allowed_listener: Listener, host_address: str
-) -> AsyncIterator[DockerEngine]:
+async def tidy_engine(docker_api: docker.APIClient, base_image: str) -> None:
     await remove_left_behind(docker_api, base_image)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def prepared_engine(
+    tidy_engine: None, base_image: str, allowed_listener: Listener, host_address: str
+) -> AsyncIterator[DockerEngine]:
     engine = DockerEngine(
         INSTALLATION, guard_image=base_image, egress_allow=[f"{host_address}:{allowed_listener.port}"]
     )
@@ -129,7 +133,7 @@ async def docker_subject(
 
 
 @pytest.fixture(scope="session")
-def internet(docker_api: docker.APIClient, base_image: str) -> Iterator[None]:
+def internet(tidy_engine: None, docker_api: docker.APIClient, base_image: str) -> Iterator[None]:
     made = Internet(docker_api, base_image, f"{INSTALLATION}-internet")
     try:
         made.start()
