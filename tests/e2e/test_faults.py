@@ -199,7 +199,6 @@ def test_a_delete_ends_a_create_that_is_under_way(own_installation: Installation
     installation.wait_until_nothing_runs()
 
 
-@pytest.mark.timeout(600)
 def test_twenty_creates_at_once_leak_nothing(installation: Installation) -> None:
     bodies: list[dict[str, object]] = [{"mcp": {"time": {}}} if number % 5 == 0 else {} for number in range(20)]
 
