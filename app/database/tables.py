@@ -232,6 +232,15 @@ template_layers = Table(
 )
 """Images that a later build may begin from, and when one last did."""
 
+template_private_names = Table(
+    "template_private_names",
+    metadata,
+    Column("image", Text, primary_key=True),
+    Column("earlier", Text),
+)
+"""Names that images have on the engine while they are fetched with credentials: written before the pull, deleted once
+the name is taken away again. What had it before gets it back, and is named `earlier` meanwhile."""
+
 catalogs = Table(
     "catalogs",
     metadata,

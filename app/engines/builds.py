@@ -99,6 +99,7 @@ class Builds(Protocol):
     async def pull(self, image: str, login: RegistryLogin | None = None, *, report: Report = lambda line: None) -> None:
         """Fetch an image from its registry. `report` takes how far it is, about every second.
 
+        A pull whose caller is cancelled may go on to its end.
         Raises: ImagePullError, EngineOutOfSpace.
         """
         ...

@@ -37,14 +37,17 @@ class InMemoryBuilds:
         """What can be pulled."""
         self.logins: list[RegistryLogin | None] = []
         """Those that came with pulls."""
+        self.pulled: list[str] = []
+        """Names that were fetched, in order."""
         self.may_pull = asyncio.Event()
         """While cleared, pulls go on and on."""
         self.may_pull.set()
         self._images = images
         self._answer = answer
+        self._pulling: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._ids: dict[str, str] = {}
-        """Of images with several names; that of another one is made of its name."""
+        """Of images with several names, or with the name of an older one; that of another is made of its name."""
 
     async def find_image(self, image: str) -> ImageFacts | None:
         await self._answer(f"look for image {image}")
@@ -56,9 +59,19 @@ class InMemoryBuilds:
         await self._answer(f"pull image {image}")
         self.logins.append(login)
         report("1 of 2 layers")
+        pulling = asyncio.create_task(self._fetch(image), name=f"pull {image}")
+        self._pulling.add(pulling)
+        pulling.add_done_callback(self._pulling.discard)
+        await asyncio.shield(pulling)
+
+    async def _fetch(self, image: str) -> None:
+        """In a task of its own: cancelling who asked for it ends no pull of a real engine either."""
         await self.may_pull.wait()
         if image not in self.registry:
             raise ImagePullError(f"Image {image} cannot be pulled: no such image")
+        self.pulled.append(image)
+        if self._images.get(image, self.registry[image]) != self.registry[image]:
+            self._ids[image] = f"sha256:{image}#{len(self.pulled)}"
         self._images[image] = self.registry[image]
 
     async def run(self, step: BuildStep, on_output: OnOutput) -> int:

@@ -18,6 +18,7 @@ from app.templates.build_log import BuildLog
 from app.templates.layers import Layers
 from app.templates.models import Runs
 from app.templates.planning import image_alias, layer_key
+from app.templates.private_pulls import PrivatePulls
 
 AGENT_PYTHON = "/opt/sandgate/agent/bin/python"
 ENTRYPOINT = (AGENT_PYTHON, "-Iu", "-m", "sandgate_agent")
@@ -77,12 +78,12 @@ class Base:
 
 
 class BaseImages:
-    def __init__(self, builds: Builds, layers: Layers, settings: BuildSettings) -> None:
+    def __init__(self, builds: Builds, layers: Layers, private_pulls: PrivatePulls, settings: BuildSettings) -> None:
         self._builds = builds
         self._layers = layers
+        self._private_pulls = private_pulls
         self._settings = settings
         self._runtime_lock = asyncio.Lock()
-        self._private_pull_lock = asyncio.Lock()
 
     async def named(self, name: str, login: RegistryLogin | None, *, build_id: str, force: bool, log: BuildLog) -> Base:
         """From an image on the engine, one from a registry, or what an alias leads to. Raises: EngineError."""
@@ -92,11 +93,11 @@ class BaseImages:
         if alias is not None and alias != name:
             log.say(f"{name} is {alias} here")
         image = alias or name
-        facts = await self._builds.find_image(image)
-        if facts is None and login is not None:
-            image, facts = await self._pull_for_oneself(image, login, log)
-        elif facts is None or (force and alias is None):
-            facts = await self._pull(image, login, log, instead=facts)
+        async with self._private_pulls.turn(image):
+            facts = await self._builds.find_image(image)
+            # A digest never comes to mean another image.
+            if facts is None or (force and alias is None and "@" not in image):
+                image, facts = await self._pull(image, login, log, instead=facts)
         label, workspace = _WORKSPACE_LABEL
         if facts.labels.get(label) == workspace:
             return Base(image=image, key=facts.image_id, env=facts.env)
@@ -104,31 +105,22 @@ class BaseImages:
 
     async def _pull(
         self, image: str, login: RegistryLogin | None, log: BuildLog, *, instead: ImageFacts | None
-    ) -> ImageFacts:
+    ) -> tuple[str, ImageFacts]:
         """Fetch an image; where that fails, `instead` is what there is. Raises: EngineError."""
         log.say(f"pulling {image}")
         try:
-            await self._builds.pull(image, login)
+            if login is not None:
+                return await self._private_pulls.pull(image, login)
+            await self._builds.pull(image)
         except ImagePullError as error:
             if instead is None:
                 raise
             log.say(f"{error} Using the one that is here.", "warn")
-            return instead
+            return image, instead
         facts = await self._builds.find_image(image)
         if facts is None:
             raise EngineError(f"Image {image} was pulled and is not on the engine.")
-        return facts
-
-    async def _pull_for_oneself(self, image: str, login: RegistryLogin, log: BuildLog) -> tuple[str, ImageFacts]:
-        """Fetch what takes credentials, and take its name away again: others have to show theirs."""
-        async with self._private_pull_lock:
-            facts = await self._pull(image, login, log, instead=None)
-            key = layer_key("pulled", facts.image_id)
-            private = self._layers.name(key)
-            await self._builds.name_image(image, private)
-            await self._layers.made(key)
-            await self._layers.forget_name(image)
-        return private, facts
+        return image, facts
 
     async def ready_made(self, image: str | None, *, runs: Runs, has_gateway: bool) -> Base:
         """From a template's image, or the workspace image for None. Raises: ImageMissing."""

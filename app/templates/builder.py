@@ -7,10 +7,11 @@ sent with it (credentials of a registry) is kept nowhere.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import orjson
 import structlog
@@ -40,6 +41,7 @@ from app.templates.planning import (
     plan_start,
     plan_steps,
 )
+from app.templates.private_pulls import PrivatePulls
 from app.templates.store import TemplateStore
 from app.templates.uploads import Uploads
 
@@ -92,7 +94,8 @@ class Builder:
         self._prepare_server = prepare_server
         self._now = now
         self._layers = Layers(store, engine, namespace=settings.namespace, now=now)
-        self._bases = BaseImages(engine.builds, self._layers, settings)
+        self._private_pulls = PrivatePulls(store, engine, self._layers, self._spawn)
+        self._bases = BaseImages(engine.builds, self._layers, self._private_pulls, settings)
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._tasks: asyncio.TaskGroup
         self._under_way: dict[str, asyncio.Task[None]] = {}
@@ -112,7 +115,7 @@ class Builder:
     def start(self, template: Template, build: Build, request: BuildRequest) -> None:
         """Carry out a build in the background. How it went is found in its row."""
         key = f"{template.id}/{build.id}"
-        task = self._tasks.create_task(self._build(_Job(template, build, request)), name=f"build {key}")
+        task = self._spawn(self._build(_Job(template, build, request)), f"build {key}")
         self._under_way[key] = task
         task.add_done_callback(lambda _: self._under_way.pop(key, None))
 
@@ -127,6 +130,9 @@ class Builder:
     def sweep_soon(self) -> None:
         """Images may have become superfluous."""
         self._sweep_wanted.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        return self._tasks.create_task(work, name=name)
 
     def image_of(self, build_id: str) -> str:
         return f"{self._settings.namespace}/template:{build_id}"
@@ -315,7 +321,8 @@ class Builder:
     async def _sweep(self) -> None:
         """Remove images that no tag leads to any more, layers and archives that no build has used for a while.
 
-        Snapshots and forks that were cut off leave images too: an engine may finish one that nobody waits for.
+        Snapshots and forks that were cut off leave images too: an engine may finish one that nobody waits for. And a
+        process that was killed may have left names that others' credentials fetched images by.
         """
         young = self._now() - _YOUNG
         await self._store.drop_untagged_images(young)
@@ -329,6 +336,7 @@ class Builder:
         for image in there:
             if image.name not in needed and image.created_at < young:
                 await self._engine.remove_image(image.name)
+        await self._private_pulls.give_names_back()
         await self._layers.remove_superfluous()
         await asyncio.to_thread(self._uploads.remove_unused)
 

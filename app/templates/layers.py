@@ -32,10 +32,6 @@ class Layers:
     async def made(self, key: str) -> None:
         await self._store.layer_used(self.name(key), self._now())
 
-    async def forget_name(self, image: str) -> None:
-        """Take a name away from an image that has another one."""
-        await self._engine.remove_image(image)
-
     async def remove_superfluous(self) -> None:
         """Layers that no build has used for a week, images that were given up, and those that were made anew.
 

@@ -13,7 +13,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import Database
-from app.database.tables import template_build_logs, template_builds, template_layers, template_tags, templates
+from app.database.tables import (
+    template_build_logs,
+    template_builds,
+    template_layers,
+    template_private_names,
+    template_tags,
+    templates,
+)
 from app.errors import InvalidRequest
 from app.templates.models import (
     Build,
@@ -289,6 +296,20 @@ class TemplateStore:
     async def forget_layer(self, image: str) -> None:
         async with self._database.transaction() as connection:
             await connection.execute(delete(template_layers).where(template_layers.c.image == image))
+
+    async def add_private_name(self, image: str, earlier: str | None) -> None:
+        async with self._database.transaction() as connection:
+            await connection.execute(insert(template_private_names).values(image=image, earlier=earlier))
+
+    async def private_names(self) -> dict[str, str | None]:
+        """Name that is to be taken from an image -> the image that had it before, by its other name."""
+        async with self._database.reading() as connection:
+            rows = await connection.execute(select(template_private_names.c.image, template_private_names.c.earlier))
+            return {row.image: row.earlier for row in rows}
+
+    async def forget_private_name(self, image: str) -> None:
+        async with self._database.transaction() as connection:
+            await connection.execute(delete(template_private_names).where(template_private_names.c.image == image))
 
     # -- helpers ----------------------------------------------------------------------------------------------------
 
