@@ -50,7 +50,7 @@ from app.templates.base_images import BuildSettings, read_scripts
 from app.templates.store import TemplateStore
 from app.templates.uploads import Uploads
 from app.vault import Vault
-from app.volumes import VolumeContent, VolumePods, Volumes
+from app.volumes import Removals, VolumeContent, VolumePods, Volumes
 
 if TYPE_CHECKING:
     from app.edge.workers import EdgeWorkers
@@ -120,6 +120,7 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
                 now=utc_now,
             )
             metrics = Metrics(directory, AgentClient(http), now=utc_now)
+            removals = Removals(database=database, engine=engine, now=utc_now)
             volume_pods = VolumePods(engine=engine, http=http, image=tags.workspace)
             api.state.parts = Parts(
                 accounts=accounts,
@@ -127,7 +128,9 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
                 catalog=catalog,
                 catalog_importer=importer,
                 templates=templates,
-                volumes=Volumes(database=database, vault=vault, engine=engine, pods=volume_pods, now=utc_now),
+                volumes=Volumes(
+                    database=database, vault=vault, engine=engine, pods=volume_pods, removals=removals, now=utc_now
+                ),
                 volume_content=VolumeContent(volume_pods, http),
                 secrets=Secrets(database=database, vault=vault, now=utc_now),
                 metrics=metrics,
@@ -145,6 +148,7 @@ def make_app(settings: Settings, workers: EdgeWorkers | None = None) -> Edge:
             await stack.enter_async_context(_in_background(importer.watch(), "catalog watch"))
             await stack.enter_async_context(_in_background(metrics.run(), "metrics"))
             await stack.enter_async_context(_in_background(volume_pods.run(), "volume pods"))
+            await stack.enter_async_context(_in_background(removals.run(), "removed volumes"))
             if settings.sandbox_domain is not None and settings.tls_port is not None:
                 from app.tls import make_tls_listener  # noqa: PLC0415 - 2 MB that most have no use for
 

@@ -85,6 +85,14 @@ volumes = Table(
 )
 """The engine's volume has the id as its name. `token_encrypted` is what lets somebody at the content."""
 
+removed_volumes = Table(
+    "removed_volumes",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("removed_at", Moment, nullable=False),
+)
+"""Volumes that were deleted, for as long as the engine may still hold them."""
+
 secrets = Table(
     "secrets",
     metadata,

@@ -2,6 +2,7 @@
 
 from app.volumes.content import VolumeContent
 from app.volumes.pods import VolumePods
+from app.volumes.removals import Removals
 from app.volumes.volumes import Volume, Volumes
 
-__all__ = ["Volume", "VolumeContent", "VolumePods", "Volumes"]
+__all__ = ["Removals", "Volume", "VolumeContent", "VolumePods", "Volumes"]

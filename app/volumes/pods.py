@@ -64,6 +64,8 @@ class VolumePods:
         self._pods: dict[str, VolumePod] = {}
         """By volume id."""
         self._starting: set[str] = set()
+        self._failed: set[str] = set()
+        """Pods that did not come up, and of which something may be left."""
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def run(self) -> None:
@@ -129,6 +131,20 @@ class VolumePods:
         spec = PodSpec(pod_id=pod.pod_id, containers=(container,), egress=False, labels={VOLUME_LABEL: volume_id})
         self._starting.add(pod.pod_id)
         try:
+            await self._bring_up(pod, spec)
+        except BaseException:
+            # Also where there is no container of it yet: it has an address, of which there are not that many.
+            self._failed.add(pod.pod_id)
+            with suppress(EngineError):
+                await self._remove_failed()
+            raise
+        finally:
+            self._starting.discard(pod.pod_id)  # from here on the sweep takes it for a leftover, unless it is in use
+        _log.info("volume_pod_started", volume_id=volume_id, pod_id=pod.pod_id)
+        return pod
+
+    async def _bring_up(self, pod: VolumePod, spec: PodSpec) -> None:
+        try:
             async with asyncio.timeout(_START_DEADLINE_S):
                 started = await self._started(spec)
                 if started.address is None:
@@ -136,12 +152,8 @@ class VolumePods:
                 pod.address = started.address
             await self._until_listening(pod)
         except TimeoutError:
-            output = await self._engine.logs(pod.pod_id, container.role, tail=_LOG_TAIL)
+            output = await self._engine.logs(pod.pod_id, spec.containers[0].role, tail=_LOG_TAIL)
             raise EngineError(f"its pod did not come up. Last output: {output or 'none'}") from None
-        finally:
-            self._starting.discard(pod.pod_id)  # from here on the sweep takes it for a leftover, unless it is in use
-        _log.info("volume_pod_started", volume_id=volume_id, pod_id=pod.pod_id)
-        return pod
 
     async def _started(self, spec: PodSpec) -> Pod:
         """Soon after the start of this process the engine may still be being prepared, by the reconciler."""
@@ -176,12 +188,18 @@ class VolumePods:
             async with self._lock(pod.volume_id):
                 if self._pods.get(pod.volume_id) is pod and not pod.users and pod.idle_since <= idle_since:
                     await self._stop(pod)
+        await self._remove_failed()
         observed = await self._engine.observe()
         known = {pod.pod_id for pod in self._pods.values()} | self._starting
         for pod_id, seen in observed.items():
             if VOLUME_LABEL in seen.labels and pod_id not in known:
                 _log.info("volume_pod_removed", volume_id=seen.labels[VOLUME_LABEL])
                 await self._engine.stop(pod_id)
+
+    async def _remove_failed(self) -> None:
+        for pod_id in list(self._failed):
+            await self._engine.stop(pod_id)
+            self._failed.discard(pod_id)
 
     def _lock(self, volume_id: str) -> asyncio.Lock:
         return self._locks.setdefault(volume_id, asyncio.Lock())

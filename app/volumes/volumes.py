@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -13,15 +14,16 @@ from sqlalchemy import RowMapping, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from app.database import Database
-from app.database.tables import sandboxes, volumes
+from app.database.tables import removed_volumes, sandboxes, volumes
 from app.engines.interface import Engine
-from app.errors import Conflict, InvalidRequest, NotFound, Unauthorized
+from app.errors import Conflict, EngineError, InvalidRequest, NotFound, Unauthorized
 from app.ids_and_time import new_id, new_token
 from app.sandboxes.models import MountedVolume
 from app.vault import Vault
 from app.volumes.failures import engine_errors_mapped
 from app.volumes.mounts import check_mount_paths
 from app.volumes.pods import VolumePods
+from app.volumes.removals import Removals
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _POLL_S = 0.1
@@ -39,6 +41,7 @@ async def forget_all_volumes(database: Database) -> None:
     """Of every team, once the engine has none of them left."""
     async with database.transaction() as connection:
         await connection.execute(delete(volumes))
+        await connection.execute(delete(removed_volumes))
 
 
 class Volumes:
@@ -49,6 +52,7 @@ class Volumes:
         vault: Vault,
         engine: Engine,
         pods: VolumePods,
+        removals: Removals,
         now: Callable[[], datetime],
         stop_wait_s: float = 15.0,
     ) -> None:
@@ -57,6 +61,7 @@ class Volumes:
         self._vault = vault
         self._engine = engine
         self._pods = pods
+        self._removals = removals
         self._now = now
         self._stop_wait_s = stop_wait_s
 
@@ -82,7 +87,9 @@ class Volumes:
             with engine_errors_mapped(f"Volume {name!r} could not be made"):
                 await self._engine.create_volume(volume.id)
         except BaseException:
-            await self._forget(volume.id)
+            await self._removals.forget(volume.id)
+            with suppress(EngineError):
+                await self._engine.remove_volume(volume.id)
             raise
         return volume
 
@@ -108,7 +115,7 @@ class Volumes:
             async with self._pods.closed(volume_id):
                 if not await self._remove(team_id, volume_id):
                     raise Conflict(f"Volume {volume.name!r} is mounted in a sandbox. Kill that sandbox first.")
-                await self._forget(volume_id)
+                await self._removals.forget(volume_id)
 
     async def _remove(self, team_id: str, volume_id: str) -> bool:
         """False while a sandbox has it. The containers of one that was killed a moment ago are waited for."""
@@ -155,10 +162,6 @@ class Volumes:
             MountedVolume(volume_id=id_of[name], name=name, path=path)
             for (name, _), path in zip(wanted, paths, strict=True)
         )
-
-    async def _forget(self, volume_id: str) -> None:
-        async with self._database.transaction() as connection:
-            await connection.execute(delete(volumes).where(volumes.c.id == volume_id))
 
     def _volume(self, row: RowMapping) -> Volume:
         return Volume(id=row["id"], name=row["name"], token=str(self._vault.decrypt(row["token_encrypted"])))

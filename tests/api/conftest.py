@@ -20,7 +20,7 @@ from app.sandboxes.sandbox_logs import SandboxLogs
 from app.sandboxes.telemetry import Metrics
 from app.secrets import Secrets
 from app.vault import Vault
-from app.volumes import VolumeContent, VolumePods, Volumes
+from app.volumes import Removals, VolumeContent, VolumePods, Volumes
 from tests.in_process import Clock, ControlPlane, clock, control_plane, engine, pods, start_control_plane
 from tests.pods import PodTransport
 
@@ -44,7 +44,14 @@ async def app(
                 catalog=control_plane.catalog,
                 catalog_importer=control_plane.catalog_importer,
                 templates=control_plane.templates,
-                volumes=Volumes(database=database, vault=vault, engine=engine, pods=volume_pods, now=clock),
+                volumes=Volumes(
+                    database=database,
+                    vault=vault,
+                    engine=engine,
+                    pods=volume_pods,
+                    removals=Removals(database=database, engine=engine, now=clock),
+                    now=clock,
+                ),
                 volume_content=VolumeContent(volume_pods, http),
                 secrets=Secrets(database=database, vault=vault, now=clock),
                 metrics=Metrics(control_plane.directory, AgentClient(http), now=clock),

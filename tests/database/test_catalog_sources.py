@@ -241,7 +241,7 @@ async def test_catalogs_of_the_schema_before_are_encrypted_by_the_next_start(
     await importer_of(database, Catalog([])).import_document(MCP_JSON, name="first")
     async with database.transaction() as connection:
         await connection.execute(update(catalogs).values(document=zlib.compress(MCP_JSON)))
-        for later in ("installations", "template_private_names"):
+        for later in ("installations", "template_private_names", "removed_volumes"):
             await connection.execute(text(f"DROP TABLE {later}"))
         await connection.execute(text("ALTER TABLE catalogs DROP COLUMN document_encrypted"))
         await connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))

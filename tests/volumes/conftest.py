@@ -20,7 +20,7 @@ from app.engines.in_memory_engine import InMemoryEngine
 from app.sandboxes.planning import control_environment
 from app.secrets import Secrets
 from app.vault import Vault
-from app.volumes import VolumeContent, VolumePods, Volumes
+from app.volumes import Removals, VolumeContent, VolumePods, Volumes
 from tests.agent.running_agent import CONTROL_TOKEN, RunningAgent, running_agent
 from tests.in_process import Clock
 from tests.waiting import BOUND_S
@@ -89,7 +89,15 @@ async def rooms(tmp_path: Path, agent: RunningAgent) -> AsyncIterator[Rooms]:
             team=await accounts.create_team("test"),
             engine=engine,
             pods=pods,
-            volumes=Volumes(database=database, vault=vault, engine=engine, pods=pods, now=clock, stop_wait_s=1.0),
+            volumes=Volumes(
+                database=database,
+                vault=vault,
+                engine=engine,
+                pods=pods,
+                removals=Removals(database=database, engine=engine, now=clock),
+                now=clock,
+                stop_wait_s=1.0,
+            ),
             content=VolumeContent(pods, http),
             secrets=Secrets(database=database, vault=vault, now=clock),
             door=door,
