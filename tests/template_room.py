@@ -50,10 +50,11 @@ def make_template_service(
     images_of_forks: ImagesOfForks = no_images,
     prepare: PrepareServer = prepare_server,
     timeout_s: float = 60,
+    store_class: type[TemplateStore] = TemplateStore,
 ) -> TemplateService:
     """`folder` holds the encryption key and what is uploaded."""
     return TemplateService(
-        store=TemplateStore(database, Vault(folder / "encryption-key")),
+        store=store_class(database, Vault(folder / "encryption-key")),
         engine=engine,
         uploads=Uploads(folder / "template-files", largest_mib=1, now=now),
         settings=BuildSettings(

@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 
+import structlog
+
+from app.errors import SandgateError
 from app.templates.models import LogLevel, LogLine
 from app.templates.store import TemplateStore
 
@@ -17,6 +20,8 @@ LONGEST_LINE = 2_000
 _LAST_LINES = 20
 _FLUSH_INTERVAL_S = 0.25
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+_log = structlog.get_logger()
 
 
 class BuildLog:
@@ -60,18 +65,17 @@ class BuildLog:
 
     @asynccontextmanager
     async def written(self) -> AsyncIterator[None]:
-        """Write what was said every now and then, and all that is left at the end."""
+        """Write what was said every now and then, and at the end. What cannot be written is left for `flush`."""
         writing = asyncio.create_task(self._write_regularly(), name=f"log of build {self._build_id}")
         try:
             yield
         finally:
             writing.cancel()
             await asyncio.wait([writing])
-            if not writing.cancelled():
-                writing.exception()  # what it could not write is written now, or raises once more
-            await self.flush()
+            await self._write()
 
     async def flush(self) -> None:
+        """Write all that is not written yet. Safe to repeat."""
         async with self._flush_lock:
             if lines := tuple(self._waiting):
                 await self._store.add_log(self._build_id, self._written, lines)
@@ -81,7 +85,13 @@ class BuildLog:
     async def _write_regularly(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_INTERVAL_S)
-            await asyncio.shield(self.flush())
+            await asyncio.shield(self._write())
+
+    async def _write(self) -> None:
+        try:
+            await self.flush()
+        except Exception as error:  # noqa: BLE001 - a database that is away for a while must not end the log
+            _log.warning("template_build_log_not_written", build_id=self._build_id, reason=reason_of(error))
 
     def _add(self, text: str, level: LogLevel) -> None:
         text = _UNPRINTABLE.sub("", text)
@@ -98,3 +108,8 @@ class BuildLog:
                 )
             )
         self._count += 1
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Why something could not be recorded. Of errors of the driver no more than the kind: they quote what it was."""
+    return str(error) if isinstance(error, SandgateError) else type(error).__name__

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 import structlog
+import tenacity
 
 from app.engines.builds import BuildStep, Result, Upload
 from app.engines.interface import Engine, File, Limits
@@ -28,7 +29,7 @@ from app.templates.base_images import (
     BuildSettings,
     StepFailedError,
 )
-from app.templates.build_log import BuildLog
+from app.templates.build_log import BuildLog, reason_of
 from app.templates.layers import Layers
 from app.templates.models import Build, BuildFailure, BuildStatus, ResolvedTemplate, Runs, Template
 from app.templates.planning import (
@@ -47,6 +48,8 @@ from app.templates.uploads import Uploads
 
 _AT_ONCE = 2
 """Builds that run side by side; further ones wait."""
+_LOG_ATTEMPTS = 3
+"""A log that the database does not take keeps nobody from being told how the build went."""
 _SWEEP_INTERVAL_S = 600.0
 _GIVE_UP_WAITING = timedelta(days=1)
 _YOUNG = timedelta(hours=1)
@@ -145,18 +148,17 @@ class Builder:
     async def _build(self, job: _Job) -> None:
         try:
             await self._carry_out(job)
-        except Exception:  # noqa: BLE001 - a database that is away for a while must not end the other builds
-            _log.exception("template_build_not_recorded", build_id=job.build.id)
+        except Exception:  # noqa: BLE001 - one build that goes wrong must not end the others
+            _log.exception("template_build_lost", build_id=job.build.id)
 
     async def _carry_out(self, job: _Job) -> None:
         log = BuildLog(self._store, job.build.id, self._now)
         async with self._places:
-            await self._store.mark_building(job.build.id)
+            await _until_recorded(job.build)(self._store.mark_building, job.build.id)
             began = asyncio.get_running_loop().time()
             async with log.written():
                 outcome = await self._outcome(job, log)
-            # The log is complete now: a client reads on until it has all of it, and stops then.
-            is_kept = await self._store.finish_build(outcome, self._now())
+        is_kept = await self._record(outcome, log)
         took_s = round(asyncio.get_running_loop().time() - began, 3)
         told = {"template_id": job.template.id, "build_id": job.build.id, "took_s": took_s}
         if outcome.failure is None:
@@ -165,6 +167,21 @@ class Builder:
             _log.info("template_build_failed", **told, step=outcome.failure.step)
         if outcome.failure is not None or not is_kept:
             self.sweep_soon()
+
+    async def _record(self, outcome: Build, log: BuildLog) -> bool:
+        """Goes on until the database took it: whoever asks for the build would wait for ever. False if it is gone."""
+        is_kept = False
+        async for attempt in _until_recorded(outcome):
+            with attempt:
+                try:
+                    # First, since a client reads the log until the build is over.
+                    await log.flush()
+                except Exception as error:
+                    if attempt.retry_state.attempt_number < _LOG_ATTEMPTS:
+                        raise
+                    _log.error("template_build_log_incomplete", build_id=outcome.id, reason=reason_of(error))
+                is_kept = await self._store.finish_build(outcome, self._now())
+        return is_kept
 
     async def _outcome(self, job: _Job, log: BuildLog) -> Build:
         try:
@@ -339,6 +356,20 @@ class Builder:
         await self._private_pulls.give_names_back()
         await self._layers.remove_superfluous()
         await asyncio.to_thread(self._uploads.remove_unused)
+
+
+def _until_recorded(build: Build) -> tenacity.AsyncRetrying:
+    """Tries again whatever fails, a database that is away for a while above all."""
+
+    def log(state: tenacity.RetryCallState) -> None:
+        reason = reason_of(state.outcome.exception() if state.outcome is not None else None)
+        _log.warning("template_build_not_recorded", build_id=build.id, attempt=state.attempt_number, reason=reason)
+
+    return tenacity.AsyncRetrying(
+        wait=tenacity.wait_exponential(multiplier=0.5, max=30),
+        retry=tenacity.retry_if_exception_type(Exception),
+        before_sleep=log,
+    )
 
 
 def _failed(build: Build, message: str, log: BuildLog) -> Build:
