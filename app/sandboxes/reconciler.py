@@ -130,6 +130,8 @@ class Reconciler:
             await self._engine.remove_lost_runs()
         except EngineError as error:
             _log.warning("lost_runs_not_removed", reason=str(error))
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("lost_runs_not_removed")
 
     @property
     def _retry_s(self) -> float:
