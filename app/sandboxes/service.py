@@ -130,11 +130,15 @@ class SandboxService:
 
         With `reboot` a paused one keeps its files only. Raises: NotFound, and what `Transitions.resume` raises.
         """
+        ends_at = self._now() + timedelta(seconds=timeout_s)
         sandbox = await self._find(team_id, sandbox_id)
-        if sandbox.target is Status.PAUSED or sandbox.status is Status.PAUSED:
-            resumed = await self._transitions.resume(sandbox_id, timeout_s=timeout_s, reboot=reboot)
-            return SandboxView(resumed.live.sandbox, await self._servers(resumed.live.sandbox)), True
-        return SandboxView(await self._extend(sandbox, timeout_s), await self._servers(sandbox)), False
+        running = await self._extend(sandbox, ends_at, timeout_s)
+        was_resumed = running is None
+        if running is None:
+            resumed = (await self._transitions.resume(sandbox_id, timeout_s=timeout_s, reboot=reboot)).live.sandbox
+            # Somebody else may have resumed it, for less time.
+            running = await self._extend(resumed, ends_at, timeout_s) or resumed
+        return SandboxView(running, await self._servers(running)), was_resumed
 
     async def resume(self, team_id: str, sandbox_id: str, timeout_s: int) -> SandboxView:
         """As older SDKs resume. Raises: Conflict if the sandbox is not paused."""
@@ -157,8 +161,10 @@ class SandboxService:
         await self._transitions.resume(sandbox_id, timeout_s=sandbox.timeout_s)
 
     async def refresh(self, team_id: str, sandbox_id: str, duration_s: int) -> None:
-        """Let a running sandbox live at least `duration_s` from now."""
-        await self._extend(await self._find(team_id, sandbox_id), duration_s)
+        """Let a running sandbox live at least `duration_s` from now; a paused one once traffic wakes it."""
+        ends_at = self._now() + timedelta(seconds=duration_s)
+        if await self._extend(await self._find(team_id, sandbox_id), ends_at, duration_s) is None:
+            await self._set_timeout(sandbox_id, duration_s)
 
     async def set_timeout(self, team_id: str, sandbox_id: str, timeout_s: int) -> None:
         """The sandbox ends `timeout_s` from now, sooner or later than before; at once if not positive."""
@@ -166,16 +172,21 @@ class SandboxService:
         await self._set_timeout(sandbox_id, timeout_s)
         self._expiry.moved()
 
-    async def _extend(self, sandbox: Sandbox, timeout_s: int) -> Sandbox:
-        if self._now() + timedelta(seconds=timeout_s) <= sandbox.ends_at:
-            return sandbox
-        return replace(sandbox, ends_at=await self._set_timeout(sandbox.id, timeout_s), timeout_s=timeout_s)
+    async def _extend(self, sandbox: Sandbox, ends_at: datetime, timeout_s: int) -> Sandbox | None:
+        """The sandbox, with that much time or more; None if it is paused or on its way there. Raises: NotFound."""
+        while sandbox.target is not Status.PAUSED and sandbox.status is not Status.PAUSED:
+            if ends_at <= sandbox.ends_at:
+                return sandbox
+            if await self._store.extend(sandbox.id, ends_at=ends_at, timeout_s=timeout_s):
+                return replace(sandbox, ends_at=ends_at, timeout_s=timeout_s)
+            # It was paused, ended or given more time since it was looked up.
+            sandbox = await self._find(sandbox.team_id, sandbox.id)
+        return None
 
-    async def _set_timeout(self, sandbox_id: str, timeout_s: int) -> datetime:
+    async def _set_timeout(self, sandbox_id: str, timeout_s: int) -> None:
         ends_at = self._now() + timedelta(seconds=timeout_s)
         if not await self._store.set_timeout(sandbox_id, ends_at=ends_at, timeout_s=max(timeout_s, 0)):
             raise sandbox_not_found(sandbox_id)  # its time was over just then
-        return ends_at
 
     # -- pause, end -------------------------------------------------------------------------------------------------
 

@@ -228,6 +228,12 @@ class Store:
         values = {"ends_at": ends_at, "timeout_s": timeout_s}
         return await self._update(sandbox_id, values, sandboxes.c.target.in_(_ALIVE))
 
+    async def extend(self, sandbox_id: str, *, ends_at: datetime, timeout_s: int) -> bool:
+        """Let a sandbox that is neither paused nor about to be live longer. False if it is, or ends later already."""
+        values = {"ends_at": ends_at, "timeout_s": timeout_s}
+        is_up = and_(sandboxes.c.target == Status.RUNNING, sandboxes.c.status != Status.PAUSED)
+        return await self._update(sandbox_id, values, is_up, sandboxes.c.ends_at < ends_at)
+
     async def set_network(self, sandbox_id: str, network: NetworkRules) -> None:
         await self._update(sandbox_id, {"network": asdict(network)}, sandboxes.c.target.in_(_ALIVE))
 

@@ -197,6 +197,15 @@ async def test_only_what_is_over_ends_by_its_time(store: Store, team_id: str) ->
     assert not await store.set_timeout(sandbox.id, ends_at=NOW + 9 * MINUTE, timeout_s=540)
 
 
+async def test_only_what_runs_is_extended_and_never_to_an_earlier_end(store: Store, team_id: str) -> None:
+    sandbox, _ = await insert_running(store, team_id, ends_at=NOW + 5 * MINUTE)
+    assert await store.extend(sandbox.id, ends_at=NOW + 9 * MINUTE, timeout_s=540)
+    assert not await store.extend(sandbox.id, ends_at=NOW + 6 * MINUTE, timeout_s=360)
+    assert await store.next_expiry() == NOW + 9 * MINUTE
+    assert await store.ask_to_pause(sandbox.id, PauseMode.MEMORY)
+    assert not await store.extend(sandbox.id, ends_at=NOW + 10 * MINUTE, timeout_s=600)
+
+
 async def test_only_what_is_over_is_paused_by_its_time(store: Store, team_id: str) -> None:
     sandbox, _ = await insert_running(store, team_id, ends_at=NOW + MINUTE)
     assert await store.ask_to_pause(sandbox.id, PauseMode.MEMORY, if_over_at=NOW + MINUTE)

@@ -214,6 +214,56 @@ async def test_a_sandbox_made_while_the_next_end_is_looked_up_is_heeded(
         await until(lambda: [control_plane.expiry.wakes_up_at] == [sandbox.ends_at for sandbox in made])
 
 
+class StoreWithASlowLook(Store):
+    """Shows a sandbox as it was before something else happened, where a test asks for that."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def find(self, sandbox_id: str, *, team_id: str | None = None) -> Sandbox | None:
+        found = await super().find(sandbox_id, team_id=team_id)
+        if self.meanwhile is not None:
+            happens, self.meanwhile = self.meanwhile, None
+            await happens()
+        return found
+
+
+async def test_connect_resumes_what_was_paused_at_that_moment(start_control_plane: StartControlPlane) -> None:
+    async with start_control_plane(store_class=StoreWithASlowLook) as control_plane:
+        service, store, team_id = control_plane.service, control_plane.store, control_plane.team_id
+        assert isinstance(store, StoreWithASlowLook)
+        sandbox = await create(control_plane, timeout_s=60)
+        store.meanwhile = lambda: service.pause(team_id, sandbox.id, MEMORY)
+        view, was_resumed = await service.connect(team_id, sandbox.id, 90)
+        assert was_resumed
+        assert view.sandbox.status is Status.RUNNING
+        live = control_plane.directory.find(sandbox.id)
+        assert live is not None
+        assert live.address is not None
+
+
+async def test_of_two_connects_to_a_running_sandbox_the_longer_holds(start_control_plane: StartControlPlane) -> None:
+    async with start_control_plane(store_class=StoreWithASlowLook) as control_plane:
+        service, store, team_id = control_plane.service, control_plane.store, control_plane.team_id
+        assert isinstance(store, StoreWithASlowLook)
+        sandbox = await create(control_plane, timeout_s=60)
+        store.meanwhile = lambda: service.connect(team_id, sandbox.id, 900)
+        view, _ = await service.connect(team_id, sandbox.id, 90)
+        assert view.sandbox == (await service.get(team_id, sandbox.id)).sandbox
+        assert view.sandbox.ends_at > sandbox.ends_at + timedelta(seconds=800)
+
+
+async def test_of_two_connects_to_a_paused_sandbox_the_longer_holds(start_control_plane: StartControlPlane) -> None:
+    async with start_control_plane(store_class=StoreWithASlowLook) as control_plane:
+        service, store, team_id = control_plane.service, control_plane.store, control_plane.team_id
+        assert isinstance(store, StoreWithASlowLook)
+        sandbox = await create(control_plane, timeout_s=60)
+        await service.pause(team_id, sandbox.id, MEMORY)
+        store.meanwhile = lambda: service.connect(team_id, sandbox.id, 90)
+        view, _ = await service.connect(team_id, sandbox.id, 900)
+        assert view.sandbox == (await service.get(team_id, sandbox.id)).sandbox
+        assert view.sandbox.ends_at > sandbox.ends_at + timedelta(seconds=800)
+
+
 async def test_traffic_wakes_a_sandbox_that_may_be_woken(control_plane: ControlPlane) -> None:
     sandbox = await create(control_plane, timeout_s=77, lifecycle=Lifecycle(auto_resume=True))
     await control_plane.service.pause(control_plane.team_id, sandbox.id, MEMORY)
