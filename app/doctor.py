@@ -107,7 +107,7 @@ async def _image(engine: Engine, role: str, tag: str) -> Finding:
 
 async def _guard(engine: Engine) -> Finding:
     try:
-        await engine.prepare()
+        await engine.prepare_networks()
     except EngineError as error:
         return Finding(
             False, "network", str(error), "Sandboxes are not started without these rules; see docs/security.md."

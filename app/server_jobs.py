@@ -42,9 +42,9 @@ async def _tools(settings: Settings, *, suffix: str = "") -> AsyncIterator[Tools
 
 @asynccontextmanager
 async def opened_tools(settings: Settings) -> AsyncIterator[Tools]:
-    """An engine with its networks and the packages on it."""
+    """An engine with its networks, for jobs, and the packages on it. A server may be at work beside it."""
     async with _tools(settings) as tools:
-        await tools.engine.prepare()
+        await tools.engine.prepare_networks()
         yield tools
 
 

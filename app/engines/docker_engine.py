@@ -89,8 +89,11 @@ class DockerEngine:
         )
         return EngineInfo(name="Docker Engine", version=version["Version"])
 
+    async def prepare_networks(self) -> None:
+        await self._networks.prepare(rules_of_pods=False)
+
     async def prepare(self) -> None:
-        await self._networks.prepare()
+        await self._networks.prepare(rules_of_pods=True)
         await self._remove_orphaned_volumes()
         await self.jobs.remove_lost()
 

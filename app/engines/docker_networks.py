@@ -57,21 +57,23 @@ class DockerNetworks:
             proxy=make_proxy(client, installation, guard_image, self._names),
         )
 
-    async def prepare(self) -> None:
-        """Make the networks that are missing and set the rules anew.
+    async def prepare(self, *, rules_of_pods: bool) -> None:
+        """Make the networks that are missing and set the rules anew, those of single pods too if asked for.
+
+        Without them no pod gets an address from `for_new_pod`.
 
         Raises: EngineError if pods would be unguarded. Unless the engine is only away or full, and starts nothing
         anyway, there is no network for any pod from then on, until this succeeds.
         """
         try:
-            await self._prepare()
+            await self._prepare(rules_of_pods)
         except (EngineUnavailable, EngineOutOfSpace):
             raise
         except Exception:
             self._sysctls = None
             raise
 
-    async def _prepare(self) -> None:
+    async def _prepare(self, rules_of_pods: bool) -> None:
         facts = await self._survey()
         await self._client.call(lambda api: self._make_networks(api, facts), doing="make the sandboxes' networks")
         names = self._names
@@ -83,13 +85,14 @@ class DockerNetworks:
             },
             doing="set the network rules that confine sandboxes",
         )
-        await self._renew_rules(facts)
+        if rules_of_pods:
+            await self._renew_rules(facts)
         # Engine 26.0 gave IPv4-only containers link-local IPv6 addresses (CVE-2024-32473). The setting cannot be named
         # on a host without IPv6: the container would not start.
         self._sysctls = {"net.ipv6.conf.all.disable_ipv6": "1"} if facts.has_ipv6 else {}
 
     def for_new_pod(self, pod_id: str, *, egress: bool) -> PodNetwork:
-        """With an address that the pod keeps until `forget`. Raises: EngineError before `prepare`."""
+        """With an address that the pod keeps until `forget`. Raises: EngineNotPrepared, EngineError."""
         network = self.for_pod(egress=egress)
         if self._addresses is None:
             raise EngineNotPrepared

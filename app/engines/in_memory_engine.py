@@ -76,6 +76,9 @@ class InMemoryEngine:
         await self._answer("ask for the engine's version")
         return EngineInfo(name="in memory", version="1")
 
+    async def prepare_networks(self) -> None:
+        await self._answer("prepare the networks")
+
     async def prepare(self) -> None:
         await self._answer("prepare")
 

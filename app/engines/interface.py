@@ -173,11 +173,20 @@ class Engine(Protocol):
         """Ask the engine who it is; bounded by 5 s."""
         ...
 
-    async def prepare(self) -> None:
-        """Make what all pods share (networks and the rules that confine them) and clear what a cut-off stop left.
+    async def prepare_networks(self) -> None:
+        """Make what all pods share: networks, and the rules that confine them. Safe to repeat while pods run.
 
-        Before the first start, and again whenever the rules may be lost. Safe to repeat while pods run. Raises:
-        EngineError if pods would be unguarded; none is started from then on, until this succeeds.
+        Enough for jobs and builds, and all that a process may prepare beside one that starts pods: of those which are
+        just being started it knows nothing. Raises: EngineError.
+        """
+        ...
+
+    async def prepare(self) -> None:
+        """`prepare_networks`, and put the rules of single pods in order and clear what a cut-off stop left.
+
+        For the one process of an installation that starts pods: before the first start, and again whenever the rules
+        may be lost. Safe to repeat while pods run. Raises: EngineError if pods would be unguarded; none is started from
+        then on, until this succeeds.
         """
         ...
 

@@ -179,7 +179,7 @@ async def test_the_next_process_removes_what_a_killed_one_left_and_nothing_of_it
         return len(await left(docker_subject)) == 2
 
     await until(both_are_there)
-    await docker_subject.engine.prepare()  # as `sandgate doctor` does beside a server
+    await docker_subject.engine.prepare()  # as every few minutes
     assert len(await left(docker_subject)) == 2
     await docker_subject.engine.remove_lost_runs()
     (own,) = await left(docker_subject)

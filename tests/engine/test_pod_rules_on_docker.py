@@ -9,9 +9,9 @@ from ipaddress import IPv4Network
 import pytest
 
 from app.engines.docker_engine import DockerEngine
-from app.engines.docker_pods import PodFrame, container_labels
+from app.engines.docker_pods import PodFrame, container_labels, container_name
 from app.engines.interface import ALL_TRAFFIC, EgressRules, Pod
-from app.errors import PodGone
+from app.errors import EngineNotPrepared, PodGone
 from tests import registry
 from tests.engine.conftest import INSTALLATION, Listener
 from tests.engine.egress_state import addresses_in_force, flush_rules
@@ -211,6 +211,23 @@ async def test_rules_outlive_the_control_plane_and_are_taken_up_by_the_next(
         # The engine of the other tests knows nothing of what its successor did.
         await docker_subject.engine.stop("adopted")
         await docker_subject.engine.stop("adopted-too")
+
+
+async def test_a_process_beside_the_one_that_starts_pods_leaves_their_rules_alone(
+    docker_subject: DockerSubject, base_image: str
+) -> None:
+    limited = await started(docker_subject, "limited", _CLOSED)
+    # As before its first container is made: its rules are in force, and nobody else can tell whose they are.
+    await asyncio.to_thread(docker_subject.api.remove_container, container_name("limited", "only"), force=True)
+    beside = DockerEngine(INSTALLATION, guard_image=base_image)
+    try:
+        await beside.prepare_networks()
+        assert limited.address in await addresses_in_force(docker_subject)
+        with pytest.raises(EngineNotPrepared):
+            await beside.start(pod("of-the-other", container(docker_subject.image)))
+    finally:
+        await beside.aclose()
+        await docker_subject.engine.prepare()  # what is allowed on this host, of which the other did not know
 
 
 async def test_preparing_again_restores_rules_that_were_flushed(docker_subject: DockerSubject) -> None:
