@@ -54,6 +54,8 @@ class Catalogue:
     def __init__(self, changed: Callable[[], None]) -> None:
         self._listings: dict[Kind, Listing] = {kind: Listing(is_read=False) for kind in KINDS}
         self._loading: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
+        self._news: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        """How often the server has said of a list that it has changed."""
         self._changed = changed
         self.version = 0
         """Counts the lists read anew."""
@@ -92,13 +94,17 @@ class Catalogue:
 
     def invalidate(self, capability: str) -> None:
         """A server said that what it offers under this capability has changed."""
-        for kind, listing in self._listings.items():
+        for kind in KINDS:
             if CAPABILITY[kind] == capability:
-                listing.good_until = 0.0
+                self._invalidate(kind)
 
     def invalidate_all(self) -> None:
-        for listing in self._listings.values():
-            listing.good_until = 0.0
+        for kind in KINDS:
+            self._invalidate(kind)
+
+    def _invalidate(self, kind: Kind) -> None:
+        self._listings[kind].good_until = 0.0
+        self._news[kind] += 1
 
     def postpone(self, kind: Kind, seconds: float) -> None:
         """Take the list for good a little longer, because asking failed."""
@@ -110,7 +116,10 @@ class Catalogue:
         async with self._loading[kind]:
             if time.monotonic() < self._listings[kind].good_until:
                 return
+            news = self._news[kind]
             listing = await _fetch(kind, connection)
+            if news != self._news[kind]:  # it may have changed after it was answered
+                listing.good_until = 0.0
             is_news = listing.items != self._listings[kind].items
             self._listings[kind] = listing
             self.version += 1
