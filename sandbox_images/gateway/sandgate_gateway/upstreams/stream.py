@@ -178,6 +178,8 @@ class StreamConnection(Connection):
             await self._set_log_level(caller.log_level)
         if not self._writable.is_set():
             await self._wait_writable()
+        if self._ended.done():  # meanwhile: nobody would fail what is added now
+            raise NotDeliveredError(self._ended.result())
         entry = self._correlation.add(caller, asyncio.get_running_loop().create_future())
         token = entry.identifier if caller.progress_token is not None else None
         outgoing = outgoing_params(self.era, self.protocol_version, params, caller, token)
@@ -222,7 +224,7 @@ class StreamConnection(Connection):
     async def _set_log_level(self, level: str | None) -> None:
         self._log_level = level
         if "logging" in self.capabilities:
-            with suppress(RpcError):
+            with suppress(RpcError, ConnectionEndedError):  # the request that needs it finds out by itself
                 await self.request("logging/setLevel", {"level": level}, GATEWAY)
 
     def _restart_listen(self) -> None:
