@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sandgate_gateway.aggregate import Aggregate
+from sandgate_gateway.downstream import reply
 from sandgate_gateway.downstream.fanout import Fanout
 from sandgate_gateway.downstream.reply import MAX_DELIVERED_BYTES, MAX_UNHEARD_BYTES, EventStream
 from sandgate_gateway.downstream.sessions import Session, Sessions
 from sandgate_gateway.servers.server import Server
 
 from tests.gateway.parts import empty_fleet
+from tests.waiting import BOUND_S
 
 KIB = 1024
 
@@ -55,6 +58,19 @@ async def test_of_what_was_delivered_a_little_is_kept_and_sent_again_to_whom_nam
     stream.push(b"news")
     assert await sent(stream, after=stream.delivered) == b"event: message\nid: 0-21\ndata: news\n\n"
     assert b"019x" in await sent(stream, after=19 - 1)
+
+
+async def test_a_response_that_takes_over_hears_at_once_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reply, "KEEP_ALIVE_S", 10 * BOUND_S)
+    stream = EventStream("0", is_endless=True)
+    earlier = asyncio.create_task(sent(stream))
+    await asyncio.sleep(0)  # it waits now
+    stream.take_over()
+    later = asyncio.create_task(sent(stream))
+    async with asyncio.timeout(BOUND_S):
+        assert await earlier == b""
+        stream.push(b"news")
+        assert await later == b"event: message\nid: 0-1\ndata: news\n\n"
 
 
 async def test_a_request_keeps_all_it_has_to_say_whether_or_not_anybody_listens() -> None:

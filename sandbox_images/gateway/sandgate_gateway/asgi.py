@@ -66,6 +66,12 @@ async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def respond(
     send: Send,
     status: int,

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from itertools import islice
 
-from sandgate_gateway.asgi import Receive, Send, respond
+from sandgate_gateway.asgi import Receive, Send, disconnected, respond
 from sandgate_gateway.sse import KEEP_ALIVE, encode_event, encode_priming
 
 KEEP_ALIVE_S = 15.0
@@ -74,7 +74,7 @@ class EventStream:
         response took over, or the client is gone; tells whether the client is still there."""
         me = self._attached = object()
         await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS + headers})
-        gone = asyncio.ensure_future(_disconnected(receive))
+        gone = asyncio.ensure_future(disconnected(receive))
         gone.add_done_callback(lambda _: self._wake())
         if primed:
             await _write(send, encode_priming(f"{self.name}-{after}", RETRY_MS))
@@ -144,7 +144,8 @@ class EventStream:
             return not future.cancelled()
         finally:
             timer.cancel()
-            self._writer = None
+            if self._writer is future:  # and not that of a response which took over
+                self._writer = None
 
     def _wake(self) -> None:
         if self._writer is not None and not self._writer.done():
@@ -233,15 +234,9 @@ class _Watch:
         self._task = asyncio.create_task(self._run(), name="watch for the client's disconnect")
 
     async def _run(self) -> None:
-        await _disconnected(self._receive)
+        await disconnected(self._receive)
         self.is_gone = True
         self._gone()
-
-
-async def _disconnected(receive: Receive) -> None:
-    """Returns when the client has closed the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _write(send: Send, chunk: bytes) -> None:
