@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -15,10 +16,12 @@ from sandgate_gateway.asgi import (
     Receive,
     Scope,
     Send,
+    disconnected,
     read_body,
     respond_error,
     respond_json,
 )
+from sandgate_gateway.cancelling import cancel_all
 from sandgate_gateway.configuration import parse_configuration
 from sandgate_gateway.control_plane_requests import ControlPlaneRequests, RefusedError, TooManyRequestsError
 from sandgate_gateway.fields import ConfigurationError
@@ -68,7 +71,7 @@ class ControlEndpoint:
             case "GET", "/requests":
                 self._authorize(headers)
                 known = frozenset(filter(None, (_query(scope, "known") or "").split(",")))
-                return 200, {"requests": await self._requests.waiting(known, _wait(scope))}
+                return 200, {"requests": await self._poll(known, _wait(scope), receive)}
             case "POST", "/requests":
                 self._authorize_workspace(headers)
                 return await self._submit(await _json(receive, headers, MAX_REQUEST))
@@ -104,6 +107,18 @@ class ControlEndpoint:
         if offer is None:
             raise HttpError(409, f"The server {name!r} is {server.state}; it has not listed anything itself yet.")
         return offer.as_json()
+
+    async def _poll(self, known: Collection[str], wait_s: float, receive: Receive) -> list[dict[str, Any]]:
+        """Nothing is handed to an asker that hangs up while it waits. Raises: ClientGoneError."""
+        polling = asyncio.create_task(self._requests.waiting(known, wait_s), name="poll for requests")
+        gone = asyncio.create_task(disconnected(receive), name="watch for the poll's disconnect")
+        try:
+            await asyncio.wait((polling, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not polling.done():
+                raise ClientGoneError
+            return polling.result()
+        finally:
+            await cancel_all((polling, gone))
 
     async def _submit(self, body: dict[str, Any]) -> tuple[int, Any]:
         if not isinstance(body.get("mcp"), dict) and not isinstance(body.get("pull"), list):
