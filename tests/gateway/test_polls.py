@@ -2,16 +2,15 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 from sandgate_gateway.control import ControlEndpoint
 from sandgate_gateway.control_plane_requests import ControlPlaneRequests
-from sandgate_gateway.gateway import Gateway
 
+from tests.gateway.parts import assembled_gateway
 from tests.waiting import BOUND_S
 
 TOKEN = "control"
@@ -39,18 +38,10 @@ class Poll:
         self.body += event.get("body", b"")
 
 
-@asynccontextmanager
-async def control_door(folder: Path, requests: ControlPlaneRequests) -> AsyncIterator[ControlEndpoint]:
-    gateway = Gateway(folder, requests, bridge_socket=folder / "bridges.sock", own_users=False)
-    try:
-        yield ControlEndpoint(gateway, requests, hashlib.sha256(TOKEN.encode()).hexdigest())
-    finally:
-        await gateway.close()
-
-
 async def test_a_run_is_not_handed_to_a_poll_whose_asker_has_hung_up(tmp_path: Path) -> None:
     requests = ControlPlaneRequests()
-    async with asyncio.timeout(BOUND_S), control_door(tmp_path, requests) as door:
+    async with asyncio.timeout(BOUND_S), assembled_gateway(tmp_path, requests) as gateway:
+        door = ControlEndpoint(gateway, requests, hashlib.sha256(TOKEN.encode()).hexdigest())
         cut = Poll(door)
         cut.hang_up()
         await cut.answered

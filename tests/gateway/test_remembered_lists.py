@@ -156,6 +156,22 @@ async def test_lists_that_are_as_remembered_are_not_announced(gateway: RunningGa
         assert await tool_names(gateway) == ["other"]
 
 
+@pytest.mark.parametrize("is_replaced", [True, False])
+async def test_a_call_that_waits_for_a_server_goes_to_the_one_that_takes_its_place(
+    gateway: RunningGateway, folder: Path, is_replaced: bool
+) -> None:
+    remembered = {"tools": [tool("t")]}
+    never = held_up({"tools": [tool("t")]}, folder / "never")
+    gateway.put_config({"s": {"transport": never, "remembered": remembered}})
+    async with httpx.AsyncClient(timeout=BOUND_S) as http:
+        session = await LegacyWire(http, gateway.url).open()
+        call = asyncio.create_task(session.call("t"))
+        assert not (await asyncio.wait({call}, timeout=0.2))[0]
+        other = {"s": {"transport": scripted(tools=[tool("t")])}} if is_replaced else {}
+        await asyncio.to_thread(gateway.put_config, other)
+        assert ("t done by" if is_replaced else "Unknown tool: t") in str(await call)
+
+
 async def first_events(stream: httpx.Response, count: int) -> Any:
     async for line in stream.aiter_lines():
         if line.startswith("data: {"):

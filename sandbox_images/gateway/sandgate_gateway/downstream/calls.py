@@ -17,7 +17,7 @@ from sandgate_gateway.protocol import (
     RESOURCE_NOT_FOUND,
 )
 from sandgate_gateway.rewriting import mentions_resources, rewrite_result
-from sandgate_gateway.servers.server import Server
+from sandgate_gateway.servers.server import Server, ServerStoppedError
 
 _LISTS: dict[str, Kind] = {method: kind for kind, method in METHODS.items()}
 
@@ -41,7 +41,10 @@ class Calls:
         if kind := _LISTS.get(method):
             return await self._aggregate.list_page(kind, params.get("cursor"), caller.era)
         if handler := self._handlers.get(method):
-            return await handler(params, caller)
+            try:
+                return await handler(params, caller)
+            except ServerStoppedError:  # before the call reached it: whoever has its place now can take it
+                return await handler(params, caller)
         raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method}")
 
     async def _call_tool(self, params: dict[str, Any], caller: Caller) -> Result:

@@ -119,9 +119,10 @@ class Fleet:
 
     async def settled(self, *, unless_listed: bool = False) -> None:
         """Returns once no server is `starting`, those aside that are listed from memory if so wished."""
-        for server in self.servers:
-            if not (unless_listed and server.is_listed):
-                await server.settled()
+        while awaited := [
+            server for server in self.servers if not (server.is_settled or (unless_listed and server.is_listed))
+        ]:
+            await awaited[0].settled()  # or stopped: then there are others now
 
     async def close(self) -> None:
         async with self._applying:
@@ -136,7 +137,8 @@ class Fleet:
         """Cancel the lives of these servers; each closes its own connection, all at the same time."""
         await cancel_all([self._lives.pop(name) for name in names if name in self._lives])
         for name in names:
-            self._servers.pop(name, None)
+            if server := self._servers.pop(name, None):
+                server.stopped()
 
     def _give_turns(self) -> None:
         for turn in self._turns:

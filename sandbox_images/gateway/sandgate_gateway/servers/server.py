@@ -61,6 +61,10 @@ class StartFailedError(Exception):
     """The server can't be started; the message follows its name."""
 
 
+class ServerStoppedError(RpcError):
+    """The server was taken away, or replaced by another of its name, before the request reached it."""
+
+
 class Server:
     """`run` is the server's life; everything else looks at it or uses its connection."""
 
@@ -99,6 +103,7 @@ class Server:
         if not (definition.starts_lazily or definition.may_wait_in_line):
             self._wanted.set()
         self._disconnected = asyncio.Event()
+        self._is_stopped = False
         self._was_ready = False
         self._protocol_version = LATEST_LEGACY_VERSION
         self._digest: tuple[int, str] | None = None
@@ -140,6 +145,12 @@ class Server:
             logger.error("server %s failed: %s", self.name, self.redact("".join(traceback.format_exception(error))))
             self.message = f"failed in a way the gateway does not know ({type(error).__name__}); its log tells more"
             self._fail()
+
+    def stopped(self) -> None:
+        """Its life was ended from outside, and it is in no fleet any more: whoever waits for it need not."""
+        self._is_stopped = True
+        self.state, self.message = "failed", "was stopped"
+        self._settled.set()
 
     def _fail(self) -> None:
         self.catalogue.withdraw()
@@ -276,9 +287,13 @@ class Server:
 
     # Use
 
+    @property
+    def is_settled(self) -> bool:
+        return self.state == "idle" or self._settled.is_set()
+
     async def settled(self) -> None:
         """Returns once the server is not `starting`."""
-        if self.state != "idle":
+        if not self.is_settled:
             await self._settled.wait()
 
     @property
@@ -331,7 +346,8 @@ class Server:
         return False
 
     async def request(self, method: str, params: dict[str, Any], caller: Caller) -> Result:
-        """Raises: RpcError, which names this server where the gateway and not the server made it."""
+        """Raises: RpcError, which names this server where the gateway and not the server made it; ServerStoppedError if
+        it did not reach the server."""
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 connection = await self.available()
@@ -348,7 +364,7 @@ class Server:
 
     async def available(self) -> Connection:
         """The connection; waits for a server that is being started, a while for one that is restarted. Raises:
-        RpcError."""
+        RpcError, ServerStoppedError for one whose place another may have."""
         if self.connection is None or self.state != "ready":
             self.wake()
             patience = CALL_WAITS_FOR_RESTART_S if self._was_ready else self.definition.start_timeout_s + _MARGIN_S
@@ -357,6 +373,8 @@ class Server:
                     await self._settled.wait()
             except TimeoutError:
                 raise self._gone(f"is not ready yet{f': it {self.message}' if self.message else ''}") from None
+        if self._is_stopped:
+            raise ServerStoppedError(INTERNAL_ERROR, f"server {self.name!r} was stopped", {"server": self.name})
         if self.connection is None:
             raise self.failure()
         return self.connection
