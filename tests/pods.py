@@ -43,6 +43,9 @@ class PodTransport(httpx.AsyncBaseTransport):
         self.configuring = asyncio.Event()
         """While cleared, gateways take their configuration and do not answer yet."""
         self.configuring.set()
+        self.listing = asyncio.Event()
+        """While cleared, gateways do not answer yet what a server lists."""
+        self.listing.set()
         self.broken: set[str] = set()
         """Addresses of pods whose agent answers everything with 500."""
 
@@ -76,6 +79,7 @@ class PodTransport(httpx.AsyncBaseTransport):
             case "GET", 50006, "/status":
                 return httpx.Response(200, json=self._status(pod))
             case "GET", 50006, "/lists":
+                await self.listing.wait()
                 server = request.url.params["server"]
                 return httpx.Response(200, json={"digest": f"sha256:{server}", "tools": [{"name": f"{server}-tool"}]})
             case "GET", 50006, "/requests":

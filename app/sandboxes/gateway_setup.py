@@ -226,11 +226,19 @@ class GatewaySetup:
                     except AnswerRefusedError as error:
                         _log.info("list_not_learned", server=server.name, reason=str(error))
                         continue
+                    if not self._is_planned(sandbox.id, server.name, fingerprint):
+                        continue  # it was configured anew meanwhile: this may be what it lists now
                     await self._memory.remember(sandbox.team_id, fingerprint, server.name, lists)
                     self._search.put(server.name, lists.content)
         except PodUnreachableError as error:
             # It was killed or paused meanwhile. The next sandbox with these servers teaches the same.
             _log.info("lists_not_learned", sandbox_id=sandbox.id, reason=str(error))
+
+    def _is_planned(self, sandbox_id: str, server: str, fingerprint: str) -> bool:
+        """Whether this is still how the sandbox has the server."""
+        live = self._directory.find(sandbox_id)
+        plan = None if live is None else live.sandbox.secrets.gateway
+        return plan is not None and plan.fingerprints.get(server) == fingerprint
 
     async def make_all_searchable(self) -> None:
         """Let the catalog's search find servers by the tools that are remembered, now and later; until cancelled."""

@@ -74,6 +74,22 @@ async def test_another_configuration_is_remembered_apart(control_plane: ControlP
     assert "remembered" not in pods.pod(f"{pod.id}.pod").configs[-1]["servers"][0]
 
 
+async def test_what_a_server_lists_is_not_remembered_for_how_it_was_configured_before(
+    control_plane: ControlPlane, pods: PodTransport
+) -> None:
+    service, team_id = control_plane.service, control_plane.team_id
+    pods.listing.clear()
+    sandbox = (await service.create(team_id, request(mcp={"time": {}}))).sandbox
+    changed = {"time": {"localTimezone": "Europe/Vienna"}}
+    await service.change_servers(team_id, sandbox.id, changed, None)
+    pods.listing.set()
+    await until_remembered(control_plane, pods, changed)
+    view = await service.create(team_id, request(mcp={"time": {}}))
+    pod = await control_plane.store.pod_of(view.sandbox.id)
+    assert pod is not None
+    assert "remembered" not in pods.pod(f"{pod.id}.pod").configs[-1]["servers"][0]
+
+
 async def test_servers_are_added_and_removed_while_a_sandbox_runs(
     control_plane: ControlPlane, pods: PodTransport
 ) -> None:
