@@ -5,8 +5,9 @@
 result), `ignored` (methods that are never answered). A list that is null is answered with an error. A tool call whose
 arguments hold `do` acts first: `exit` ends the process, `log` sends a notification, `ask` sends a request and returns
 its answer as text, `hang` never answers, `rename` changes the tools and says so, `update` reports a resource as
-updated, `cancelled` and `seen` tell what came in, `wait` answers when another call does `release`, `goes_on` does so
-too, but logs and asks before that when another call does `go_on`, `error` answers with this error until a second call.
+updated, `cancelled`, `seen` and `answers` tell what came in, `wait` answers when another call does `release`, `goes_on`
+does so too, but logs and asks before that when another call does `go_on`, `error` answers with this error until a
+second call.
 """
 
 import json
@@ -23,6 +24,7 @@ held: list[Any] = []
 kept: list[Any] = []
 failed: list[Any] = []
 seen: list[str] = []
+answers: list[Any] = []
 
 
 def send(message: dict[str, Any]) -> None:
@@ -38,7 +40,8 @@ def handle(message: dict[str, Any]) -> None:
     method, params, identifier = message.get("method"), message.get("params") or {}, message.get("id")
     if method is None:
         call = asked.pop(identifier)
-        send({"id": call, "result": text(json.dumps(message.get("result", message.get("error"))))})
+        answers.append(message.get("result", message.get("error")))
+        send({"id": call, "result": text(json.dumps(answers[-1]))})
         return
     seen.append(method)
     if method == "notifications/cancelled":
@@ -125,6 +128,9 @@ def call_tool(identifier: Any, params: dict[str, Any]) -> None:
             return
         case "cancelled":
             send({"id": identifier, "result": text(json.dumps(cancelled))})
+            return
+        case "answers":
+            send({"id": identifier, "result": text(json.dumps(answers))})
             return
         case "seen":
             send({"id": identifier, "result": text(json.dumps(seen))})

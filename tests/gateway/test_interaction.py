@@ -178,6 +178,27 @@ async def asked_while_another_waits(
     return json.loads(answer["result"]["content"][0]["text"]), waits.result()
 
 
+@pytest.mark.parametrize("way", ["cancels", "leaves"])
+async def test_a_question_to_a_client_that_does_not_wait_for_its_call_any_more_is_answered_with_an_error(
+    gateway: RunningGateway, way: str
+) -> None:
+    gateway.configure({"scripted": scripted(tools=TOOL)})
+    question = {"do": "ask", "method": "elicitation/create", "params": {"message": "?", "requestedSchema": {}}}
+    async with httpx.AsyncClient(timeout=BOUND_S) as http:
+        asked, other = await asks(http, gateway, {"elicitation": {}}), await asks(http, gateway, {})
+        call = {"jsonrpc": "2.0", "id": "c", "method": "tools/call", "params": {"name": "t", "arguments": question}}
+        async with http.stream("POST", gateway.url, headers=asked.headers, json=call) as stream:
+            assert (await anext(events(stream)))["method"] == "elicitation/create"
+            if way == "cancels":
+                await asked.notify("notifications/cancelled", {"requestId": "c"})
+            else:
+                await http.delete(gateway.url, headers=asked.headers)
+            async with asyncio.timeout(BOUND_S):
+                while not (answers := await listed_by(other, "answers")):
+                    await asyncio.sleep(0.01)
+        assert [answer["message"] for answer in answers] == ["the call that this belongs to is over"]
+
+
 async def until_in_flight(session: LegacyWire) -> None:
     """Until the server has got the waiting call: it handles messages in order, so two calls to it are enough."""
     for _ in range(2):
@@ -232,7 +253,11 @@ async def test_a_modern_client_gets_log_messages_only_if_it_asks_for_them(gatewa
 
 
 async def cancelled_requests(session: LegacyWire) -> list[Any]:
-    answer = await session.call("t", {"do": "cancelled"})
+    return await listed_by(session, "cancelled")
+
+
+async def listed_by(session: LegacyWire, what: str) -> list[Any]:
+    answer = await session.call("t", {"do": what})
     listed: list[Any] = json.loads(answer["result"]["content"][0]["text"])
     return listed
 

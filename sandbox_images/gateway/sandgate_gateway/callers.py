@@ -6,6 +6,7 @@ from typing import Any
 from sandgate_gateway.jsonrpc import RpcError
 from sandgate_gateway.protocol import (
     CLIENT_REQUESTS,
+    INVALID_REQUEST,
     LATEST_LEGACY_VERSION,
     METHOD_NOT_FOUND,
     Era,
@@ -43,6 +44,11 @@ class Caller:
     async def ask(self, method: str, params: Any) -> Any:
         """Have the client answer a server's request. Raises: RpcError with the client's refusal."""
         raise RpcError(METHOD_NOT_FOUND, f"no client can answer {method}")
+
+
+def call_is_over() -> RpcError:
+    """What a server is told that asks something in a call for whose answer the client does not wait any more."""
+    return RpcError(INVALID_REQUEST, "the call that this belongs to is over")
 
 
 class GatewayItself(Caller):

@@ -139,6 +139,8 @@ class LegacyClients:
             answer = jsonrpc.error_response(message["id"], jsonrpc.own_failure(message["method"]))
         finally:
             reply.finish(answer)
+            if answer is None:
+                session.take_back(reply)
 
     async def _dispatch(self, session: Session, method: Any, params: dict[str, Any], reply: Reply) -> Result:
         match method:

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from sandgate_gateway import jsonrpc
-from sandgate_gateway.callers import Caller
+from sandgate_gateway.callers import Caller, call_is_over
 from sandgate_gateway.downstream.reply import Reply
 from sandgate_gateway.eras.translate import input_request
 from sandgate_gateway.jsonrpc import Result, RpcError
@@ -69,6 +69,7 @@ class ModernCaller(Caller):
         self.questions: dict[str, tuple[dict[str, Any], asyncio.Future[Any]]] = {}
         self.method = method
         self._count = 0
+        self._is_over = False
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
         if method in ("notifications/progress", "notifications/message"):
@@ -80,6 +81,8 @@ class ModernCaller(Caller):
             raise RpcError(INVALID_REQUEST, f"the client cannot answer {method}: it did not declare the capability")
         if self.method not in INTERACTIVE_METHODS:
             raise RpcError(INVALID_REQUEST, f"{method} is not possible during {self.method}")
+        if self._is_over:
+            raise call_is_over()
         self._count += 1
         key = f"input-{self._count}"
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -89,6 +92,13 @@ class ModernCaller(Caller):
             return await answer
         finally:
             self.questions.pop(key, None)
+
+    def end(self) -> None:
+        """The client has the answer, or is gone: nobody answers what is still asked, and the server is told so."""
+        self._is_over = True
+        for _, answer in self.questions.values():
+            if not answer.done():
+                answer.set_exception(call_is_over())
 
     def has_asked(self) -> None:
         if not self.asked.done():
@@ -110,6 +120,7 @@ class Call:
             await asyncio.wait((self.task,), timeout=_TOGETHER_S)
         if not self.task.done():
             return None
+        self.caller.end()
         return self._judge()
 
     def _judge(self) -> Result:
@@ -127,6 +138,7 @@ class Call:
 
     def cancel(self) -> None:
         self.task.cancel()
+        self.caller.end()
 
 
 class Parking:

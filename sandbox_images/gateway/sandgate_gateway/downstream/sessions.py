@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from sandgate_gateway import jsonrpc
-from sandgate_gateway.callers import Caller
+from sandgate_gateway.callers import Caller, call_is_over
 from sandgate_gateway.downstream.reply import EventStream, Reply
 from sandgate_gateway.jsonrpc import RpcError
 from sandgate_gateway.protocol import INTERNAL_ERROR, INVALID_REQUEST, log_rank
@@ -45,7 +45,8 @@ class Session:
         self._streams: dict[str, EventStream] = {"0": self.background}
         self._stream_count = 0
         self._calls: dict[object, asyncio.Task[None]] = {}
-        self._asked: dict[str, asyncio.Future[Any]] = {}
+        self._asked: dict[str, tuple[Reply, asyncio.Future[Any]]] = {}
+        """Questions the client has not answered, each with the reply it was sent on."""
         self._ask_count = 0
         self._url_elicitations: set[str] = set()
 
@@ -84,34 +85,43 @@ class Session:
 
     # Requests to the client
 
-    async def ask(self, push: Callable[[bytes], None], method: str, params: Any) -> Any:
-        """Send the client a request and wait for its answer. Raises: RpcError."""
+    async def ask(self, reply: Reply, method: str, params: Any) -> Any:
+        """Send the client a request, on the reply of the call it belongs to, and wait for its answer. Raises:
+        RpcError."""
         self._ask_count += 1
         identifier = f"sandgate-{self._ask_count}"
-        answer = self._asked[identifier] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked[identifier] = reply, answer
         if isinstance(params, dict) and isinstance(elicitation := params.get("elicitationId"), str):
             self._url_elicitations.add(elicitation)
-        push(jsonrpc.request(identifier, method, params))
+        reply.push(jsonrpc.request(identifier, method, params))
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 return await answer
         except TimeoutError:
             raise RpcError(INTERNAL_ERROR, f"the client did not answer {method} within {ASK_TIMEOUT_S:g} s") from None
         except asyncio.CancelledError:
-            push(jsonrpc.notification("notifications/cancelled", {"requestId": identifier}))
+            reply.push(jsonrpc.notification("notifications/cancelled", {"requestId": identifier}))
             raise
         finally:
             del self._asked[identifier]
 
     def answered(self, message: dict[str, Any]) -> None:
         """A response of the client; silent for one nobody waits for."""
-        answer = self._asked.get(message.get("id", ""))
-        if answer is None or answer.done():
+        found = self._asked.get(message.get("id", ""))
+        if found is None or found[1].done():
             return
+        _, answer = found
         if "error" in message:
             answer.set_exception(jsonrpc.as_error(message["error"]))
         else:
             answer.set_result(message.get("result"))
+
+    def take_back(self, reply: Reply | None = None) -> None:
+        """Nobody is going to answer what was asked on this reply, or on any: the servers are told so."""
+        for asked_on, answer in self._asked.values():
+            if reply in (None, asked_on) and not answer.done():
+                answer.set_exception(call_is_over())
 
     # What concerns no request
 
@@ -131,6 +141,7 @@ class Session:
     def close(self) -> None:
         for task in list(self._calls.values()):
             task.cancel()
+        self.take_back()
         for stream in self._streams.values():
             stream.close()
             stream.take_over()
@@ -164,7 +175,7 @@ class SessionCaller(Caller):
             raise RpcError(INVALID_REQUEST, f"the client cannot answer {method}: it did not declare the capability")
         if self._reply.is_finished:
             raise RpcError(INVALID_REQUEST, f"{method} came after the call it belongs to was answered")
-        return await self._session.ask(self._reply.push, method, params)
+        return await self._session.ask(self._reply, method, params)
 
 
 Ended = Callable[[Session], Awaitable[None]]
