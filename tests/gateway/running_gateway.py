@@ -128,6 +128,13 @@ def scripted(**script: Any) -> dict[str, Any]:
     return stdio([sys.executable, str(Path(__file__).with_name("scripted_server.py")), json.dumps(script)])
 
 
+def held_up(script: dict[str, Any], gate: Path) -> dict[str, Any]:
+    """A scripted server that starts only when the file `gate` exists."""
+    wait = f'while [ ! -e {gate} ]; do sleep 0.02; done; exec "$@"'
+    transport = scripted(**script)
+    return {**transport, "command": ["/bin/sh", "-c", wait, "sh", *transport["command"]]}
+
+
 def conformance(era: str) -> dict[str, Any]:
     return stdio([sys.executable, "-m", "tests.fixtures.conformance_server", "--stdio", "--era", era])
 

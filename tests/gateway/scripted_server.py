@@ -2,7 +2,8 @@
 
 `python scripted_server.py '<json>'`. The script has any of: `capabilities`, `instructions`, `tools`, `prompts`,
 `resources`, `resourceTemplates` (lists as they are answered), `label` (what resources say), `results` (tool name ->
-result), `ignored` (methods that are never answered). A list that is null is answered with an error. A tool call whose
+result), `ignored` (methods that are never answered), `refused` (URIs that cannot be subscribed to), `updates` (whether
+each subscription is answered with an update behind). A list that is null is answered with an error. A tool call whose
 arguments hold `do` acts first: `exit` ends the process, `log` sends a notification, `ask` sends a request and returns
 its answer as text, `hang` never answers, `rename` changes the tools and says so, `update` reports a resource as
 updated, `cancelled`, `seen` and `answers` tell what came in, `wait` answers when another call does `release`, `goes_on`
@@ -27,8 +28,10 @@ seen: list[str] = []
 answers: list[Any] = []
 
 
-def send(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":")) + "\n")
+def send(*messages: dict[str, Any]) -> None:
+    """In one piece."""
+    lines = [json.dumps({"jsonrpc": "2.0", **message}, separators=(",", ":")) + "\n" for message in messages]
+    sys.stdout.write("".join(lines))
     sys.stdout.flush()
 
 
@@ -73,6 +76,10 @@ def handle(message: dict[str, Any]) -> None:
     elif method == "prompts/get":
         link = {"type": "resource_link", "uri": "memo:one", "name": "one"}
         send({"id": identifier, "result": {"messages": [{"role": "user", "content": link}]}})
+    elif method == "resources/subscribe" and params["uri"] in SCRIPT.get("refused", ()):
+        send({"id": identifier, "error": {"code": -32602, "message": f"no updates of {params['uri']}"}})
+    elif method == "resources/subscribe" and SCRIPT.get("updates"):
+        send({"id": identifier, "result": {}}, {"method": "notifications/resources/updated", "params": params})
     elif method in ("resources/subscribe", "resources/unsubscribe", "logging/setLevel", "ping"):
         send({"id": identifier, "result": {}})
     else:

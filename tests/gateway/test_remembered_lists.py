@@ -11,20 +11,13 @@ import pytest
 from mcp import MCPError
 from sandgate_gateway.servers.fleet import STARTS_AT_ONCE
 
-from tests.gateway.running_gateway import RunningGateway, bad, echo, scripted, stdio
+from tests.gateway.running_gateway import RunningGateway, bad, echo, held_up, scripted, stdio
 from tests.gateway.wire import LegacyWire, messages, modern
 from tests.waiting import BOUND_S
 
 
 def tool(name: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "inputSchema": {"type": "object"}, **more}
-
-
-def held_up(script: dict[str, Any], gate: Path) -> dict[str, Any]:
-    """A scripted server that starts only when the file `gate` exists."""
-    wait = f'while [ ! -e {gate} ]; do sleep 0.02; done; exec "$@"'
-    transport = scripted(**script)
-    return {**transport, "command": ["/bin/sh", "-c", wait, "sh", *transport["command"]]}
 
 
 async def tool_names(gateway: RunningGateway) -> list[str]:

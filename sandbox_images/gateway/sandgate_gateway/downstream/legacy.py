@@ -149,9 +149,7 @@ class LegacyClients:
             case "logging/setLevel":
                 return await self._set_level(session, params)
             case "resources/subscribe":
-                await self._subscriptions.add(session.id, _uri(params))
-                session.subscriptions.add(_uri(params))
-                return Result({})
+                return await self._subscribe(session, _uri(params))
             case "resources/unsubscribe":
                 session.subscriptions.discard(_uri(params))
                 await self._subscriptions.remove(session.id, _uri(params))
@@ -159,6 +157,15 @@ class LegacyClients:
             case _:
                 caller = SessionCaller(session, reply, _progress_token(params))
                 return await self._calls.handle(str(method), params, caller)
+
+    async def _subscribe(self, session: Session, uri: str) -> Result:
+        session.subscriptions.add(uri)  # the server may tell of an update with its answer
+        try:
+            await self._subscriptions.add(session.id, uri)
+        except RpcError:
+            session.subscriptions.discard(uri)
+            raise
+        return Result({})
 
     async def _set_level(self, session: Session, params: dict[str, Any]) -> Result:
         level = params.get("level")

@@ -1,5 +1,7 @@
 """Which client wants updates of which resource, and the subscriptions at the servers that follow from it."""
 
+from collections.abc import Mapping
+
 from sandgate_gateway.aggregate import Aggregate
 from sandgate_gateway.jsonrpc import RpcError
 from sandgate_gateway.protocol import INVALID_PARAMS
@@ -35,13 +37,16 @@ class Subscriptions:
         able = [(server, own) for server, own in owners if _can_subscribe(server)]
         if not able:
             raise RpcError(INVALID_PARAMS, f"no server reports updates of {uri}", {"uri": uri})
+        if uri in wanted:
+            return  # asked for twice at the same time
         server, own = able[0]
         wanted[uri] = (server.name, own)
         counts = self._fleet.subscriptions(server.name)
         counts[own] = counts.get(own, 0) + 1
         if counts[own] == 1:
             try:
-                await _apply(server)
+                if refusal := (await _apply(server)).get(own):
+                    raise refusal
             except RpcError:
                 await self.remove(client, uri)
                 raise
@@ -73,9 +78,10 @@ class Subscriptions:
         self._wanted.pop(client, None)
 
 
-async def _apply(server: Server) -> None:
+async def _apply(server: Server) -> Mapping[str, RpcError]:
+    """Gives what the server refuses, by its own URI. Raises: RpcError."""
     server.wake()
-    await server.subscribe(SUBSCRIBE_TIMEOUT_S)
+    return await server.subscribe(SUBSCRIBE_TIMEOUT_S)
 
 
 def _can_subscribe(server: Server) -> bool:

@@ -262,15 +262,14 @@ class Server:
             if not await self.refresh(kind):
                 return
 
-    async def subscribe(self, timeout_s: float) -> None:
-        """Tell the server which updates clients want now; a new connection is told anyway. Raises: RpcError."""
+    async def subscribe(self, timeout_s: float) -> dict[str, RpcError]:
+        """Tell the server which updates clients want now; a new connection is told anyway. Gives what it refuses, by
+        its own URI. Raises: RpcError if it does not answer in time."""
         if self.connection is None:
-            return
+            return {}
         try:
             async with asyncio.timeout(timeout_s):
-                await self.connection.subscribe(frozenset(self.subscriptions))
-        except ConnectionEndedError:
-            return
+                return await self.connection.subscribe(frozenset(self.subscriptions))
         except TimeoutError:
             problem = f"server {self.name!r} did not answer a subscription within {timeout_s:g} s"
             raise RpcError(INTERNAL_ERROR, problem, {"server": self.name}) from None

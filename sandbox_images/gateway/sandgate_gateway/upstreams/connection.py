@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sandgate_gateway.callers import Caller
-from sandgate_gateway.jsonrpc import Result
+from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.protocol import Era
 
 Listener = Callable[[str, dict[str, Any]], None]
@@ -65,8 +65,9 @@ class Connection(ABC):
         """Send a notification, best effort."""
 
     @abstractmethod
-    async def subscribe(self, uris: frozenset[str]) -> None:
-        """Have updates of exactly these resources reported to the listener. Raises: RpcError, ConnectionEndedError."""
+    async def subscribe(self, uris: frozenset[str]) -> dict[str, RpcError]:
+        """Have updates of exactly these resources reported to the listener. Gives those that the server refuses, with
+        its words; not one of a connection that has ended."""
 
     @abstractmethod
     async def wait_ended(self) -> str:

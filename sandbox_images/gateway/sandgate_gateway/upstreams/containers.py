@@ -70,8 +70,8 @@ class ContainersConnection(Connection):
     async def notify(self, method: str, params: dict[str, Any], caller: Caller) -> None:
         return
 
-    async def subscribe(self, uris: frozenset[str]) -> None:
-        return
+    async def subscribe(self, uris: frozenset[str]) -> dict[str, RpcError]:
+        return {}
 
     async def wait_ended(self) -> str:
         await self._closed.wait()

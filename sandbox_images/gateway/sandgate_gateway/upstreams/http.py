@@ -31,6 +31,7 @@ from sandgate_gateway.upstreams.connection import (
 from sandgate_gateway.upstreams.correlation import wants_log, with_client_token
 from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError, messages
 from sandgate_gateway.upstreams.http_session import HttpSession
+from sandgate_gateway.upstreams.legacy_subscriptions import LegacySubscriptions
 from sandgate_gateway.upstreams.sse_connection import speaks_sse
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class HttpConnection(Connection):
         self._listen: asyncio.Task[None] | None = None
         self._is_listening = False
         self._subscriptions: frozenset[str] = frozenset()
+        self._legacy_subscriptions = LegacySubscriptions(self.request)
         self._annotations: dict[str, Annotations] = {}
         """Of the tools that have any, by name."""
 
@@ -132,15 +134,12 @@ class HttpConnection(Connection):
         if session is not None:
             await session.notify(method, params)
 
-    async def subscribe(self, uris: frozenset[str]) -> None:
-        before, self._subscriptions = self._subscriptions, uris
-        if self.era == "modern":
-            self._restart_listen()
-            return
-        for uri in sorted(uris - before):
-            await self.request("resources/subscribe", {"uri": uri}, GATEWAY)
-        for uri in sorted(before - uris):
-            await self.request("resources/unsubscribe", {"uri": uri}, GATEWAY)
+    async def subscribe(self, uris: frozenset[str]) -> dict[str, RpcError]:
+        if self.era == "legacy":
+            return await self._legacy_subscriptions.want(uris)
+        self._subscriptions = uris
+        self._restart_listen()
+        return {}
 
     async def wait_ended(self) -> str:
         return await asyncio.shield(self._ended)

@@ -21,6 +21,7 @@ from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.protocol import CLIENT_REQUESTS, INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, MODERN_VERSION
 from sandgate_gateway.upstreams.connection import Connection, ConnectionEndedError, Listener, NotDeliveredError
 from sandgate_gateway.upstreams.correlation import Correlation, more_talkative, with_client_token
+from sandgate_gateway.upstreams.legacy_subscriptions import LegacySubscriptions
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class StreamConnection(Connection):
         self._writable.set()
         self._log_level: str | None = None
         self._subscriptions: frozenset[str] = frozenset()
+        self._legacy_subscriptions = LegacySubscriptions(self.request)
         self._listen: asyncio.Task[None] | None = None
         self._unasked = Allowance()
         self._stray_lines = 0
@@ -201,16 +203,12 @@ class StreamConnection(Connection):
     async def wait_ended(self) -> str:
         return await asyncio.shield(self._ended)
 
-    async def subscribe(self, uris: frozenset[str]) -> None:
-        if self.era == "modern":
-            self._subscriptions = uris
-            self._restart_listen()
-            return
-        before, self._subscriptions = self._subscriptions, uris
-        for uri in sorted(uris - before):
-            await self.request("resources/subscribe", {"uri": uri}, GATEWAY)
-        for uri in sorted(before - uris):
-            await self.request("resources/unsubscribe", {"uri": uri}, GATEWAY)
+    async def subscribe(self, uris: frozenset[str]) -> dict[str, RpcError]:
+        if self.era == "legacy":
+            return await self._legacy_subscriptions.want(uris)
+        self._subscriptions = uris
+        self._restart_listen()
+        return {}
 
     # Inside
 
