@@ -29,7 +29,7 @@ from sandgate_gateway.upstreams.connection import (
     OldTransportError,
 )
 from sandgate_gateway.upstreams.correlation import wants_log, with_client_token
-from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError, messages
+from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError, messages, pause_after
 from sandgate_gateway.upstreams.http_session import HttpSession
 from sandgate_gateway.upstreams.legacy_subscriptions import LegacySubscriptions
 from sandgate_gateway.upstreams.sse_connection import speaks_sse
@@ -57,6 +57,7 @@ class HttpConnection(Connection):
         self._opening: dict[object, asyncio.Task[HttpSession]] = {}
         self._listen: asyncio.Task[None] | None = None
         self._is_listening = False
+        self._has_listened = False
         self._subscriptions: frozenset[str] = frozenset()
         self._legacy_subscriptions = LegacySubscriptions(self.request)
         self._annotations: dict[str, Annotations] = {}
@@ -260,7 +261,9 @@ class HttpConnection(Connection):
         params = params if isinstance(params, dict) else {}
         pass_on(method, params, caller)
         if method == "notifications/subscriptions/acknowledged":
-            self._is_listening = True
+            if self._has_listened:
+                self._have_lists_read()
+            self._is_listening = self._has_listened = True
         if method in LIST_CHANGED or method == "notifications/resources/updated":
             self._listener(method, {key: value for key, value in params.items() if key != "_meta"})
 
@@ -286,28 +289,45 @@ class HttpConnection(Connection):
         self._listen = asyncio.create_task(self._keep_listening(self._subscriptions), name=f"listen {self._name}")
 
     async def _keep_listening(self, uris: frozenset[str]) -> None:
-        """Hear of changes for as long as the connection lives. After a break everything may have changed."""
+        """Hear of changes for as long as the connection lives. While a server that let itself be heard refuses to, its
+        lists are good for as long as it says, like those of one that never did."""
         wanted: dict[str, Any] = {f"{capability}ListChanged": True for capability in LIST_CHANGED.values()}
         if uris:
             wanted["resourceSubscriptions"] = sorted(uris)
-        failures = 0
+        failures = refusals = 0
         loop = asyncio.get_running_loop()
         while failures < MAX_RECONNECTS:
             started = loop.time()
+            is_final = False
             try:
                 await self._modern_request("subscriptions/listen", {"notifications": wanted}, GATEWAY)
-                if loop.time() - started < RECONNECT_PAUSE_S:
-                    return  # it ends what it has just begun: there is nothing to hear
-            except (RpcError, HttpStatusError):
-                return  # this server does not offer it: its lists are good for as long as it says
+                # One that ends what it has just begun has nothing to tell.
+                is_final = loop.time() - started < RECONNECT_PAUSE_S
+                refusals = 0
+            except (RpcError, HttpStatusError) as error:
+                is_final = not (self._has_listened and _may_pass(error))
+                refusals = 1 if self._is_listening else refusals + 1
             except ConnectionEndedError:
                 failures = failures + 1 if loop.time() - started < RECONNECT_PAUSE_S else 0
+                refusals = 0
             finally:
                 self._is_listening = False
-            await asyncio.sleep(RECONNECT_PAUSE_S * (failures + 1))
-            for method in LIST_CHANGED:
-                self._listener(method, {})
+            if self._has_listened and (is_final or refusals == 1):
+                self._have_lists_read()
+            if is_final:
+                return
+            pause = pause_after(refusals, RECONNECT_PAUSE_S) if refusals else RECONNECT_PAUSE_S * (failures + 1)
+            await asyncio.sleep(pause)
         self._end("is not reachable any more")
+
+    def _have_lists_read(self) -> None:
+        """What changed lately may have been said to nobody."""
+        for method in LIST_CHANGED:
+            self._listener(method, {})
+
+
+def _may_pass(error: RpcError | HttpStatusError) -> bool:
+    return error.may_pass if isinstance(error, HttpStatusError) else error.code == INTERNAL_ERROR
 
 
 def pass_on(method: str, params: dict[str, Any], caller: Caller) -> None:

@@ -31,6 +31,8 @@ CONNECT_TIMEOUT_S = 10.0
 DELIVERY_TIMEOUT_S = 30.0
 """How long a server may take to accept what is no request."""
 
+MAX_REFUSED_PAUSE_S = 60.0
+
 MAX_BODY = MAX_MESSAGE
 _ACCEPT = "application/json, text/event-stream"
 
@@ -41,6 +43,12 @@ class HttpStatusError(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(f"answered with HTTP status {status}")
         self.status = status
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may be answered otherwise later: what stands before a server fails so, too, while
+        the server itself is restarted. 200 is that of an answer of the wrong type, such as a page that says so."""
+        return self.status >= 500 or self.status in (200, 429)
 
 
 @dataclass
@@ -128,6 +136,11 @@ class HttpExchanges:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def pause_after(refusals: int, first_s: float) -> float:
+    """Seconds before a server that is there is asked again for a stream which it does not give any more."""
+    return min(max(first_s, 0.1) * 2.0 ** min(refusals, 10), MAX_REFUSED_PAUSE_S)
 
 
 async def messages(response: aiohttp.ClientResponse, position: StreamPosition | None = None) -> AsyncIterator[Incoming]:

@@ -23,7 +23,14 @@ from sandgate_gateway.protocol import (
 )
 from sandgate_gateway.upstreams.connection import ConnectionEndedError, Listener
 from sandgate_gateway.upstreams.correlation import Correlation, InFlight, more_talkative, wants_log, with_client_token
-from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError, Incoming, StreamPosition, messages
+from sandgate_gateway.upstreams.http_exchange import (
+    HttpExchanges,
+    HttpStatusError,
+    Incoming,
+    StreamPosition,
+    messages,
+    pause_after,
+)
 from sandgate_gateway.upstreams.stream import MAX_RELAYS
 
 logger = logging.getLogger(__name__)
@@ -34,6 +41,8 @@ MAX_RESUMES = 3
 DEFAULT_RETRY_S = 0.5
 MAX_RETRY_S = 10.0
 MAX_RECONNECTS = 5
+"""Of the session's own stream, one after the other in vain; then the server counts as gone."""
+
 CLOSE_TIMEOUT_S = 3.0
 LISTEN_WAIT_S = 2.0
 
@@ -229,34 +238,44 @@ class HttpSession:
         await self._send(answer)
 
     async def _keep_listening(self) -> None:
-        """The session's GET stream, opened again when it ends; a server need not offer one."""
+        """The session's GET stream, opened again when it ends; a server need not offer one. While one that did so
+        refuses it, its lists are good for as long as those of any that says nothing of changes."""
         position = StreamPosition()
-        failures = 0
+        failures = refusals = 0
         while failures < MAX_RECONNECTS:
             resume = {} if position.last_event_id is None else {"Last-Event-ID": position.last_event_id}
             try:
                 async with self._exchanges.get({**self._headers(), **resume}) as response:
-                    failures = 0
+                    failures = refusals = 0
                     await self._listen(response, position)
             except HttpStatusError as error:
                 if error.status == 404 and self._owner_is_gateway:
                     self._end("has forgotten the gateway's session")
-                return  # 405: it has none; 404: a client's session is opened again by its next request
-            except RpcError:
+                    return
+                had_stream = self._listening.is_set()
+                if had_stream and not refusals:
+                    self._have_lists_read()
+                if not (had_stream and error.may_pass):
+                    return  # 405: it has none; 404: a client's session is opened again by its next request
+                refusals += 1
+            except (RpcError, ConnectionEndedError):
                 failures += 1
-            except ConnectionEndedError:
-                failures += 1
-            await asyncio.sleep(_pause(position, failures))
+            await asyncio.sleep(_pause(position, failures, refusals))
         if self._owner_is_gateway:
             self._end("is not reachable any more")
+
+    def _have_lists_read(self) -> None:
+        """What changed lately may have been said to nobody."""
+        if self._owner_is_gateway:
+            for method in LIST_CHANGED:
+                self._listener(method, {})
 
     async def _listen(self, response: aiohttp.ClientResponse, position: StreamPosition) -> None:
         """Read the session's own stream to its end."""
         self._listening.set()
         self.is_listening = True
-        if self._was_interrupted and self._owner_is_gateway:
-            for method in LIST_CHANGED:  # what changed in between was said to nobody
-                self._listener(method, {})
+        if self._was_interrupted:
+            self._have_lists_read()
         try:
             async for each in messages(response, position):
                 if "method" in each.message:
@@ -296,7 +315,8 @@ class HttpSession:
         return task
 
 
-def _pause(position: StreamPosition, failures: int) -> float:
-    """Seconds before a stream is opened again: what the server asked for, longer after failures."""
+def _pause(position: StreamPosition, failures: int, refusals: int = 0) -> float:
+    """Seconds before a stream is opened again: what the server asked for, longer after failures, much longer after
+    refusals."""
     retry_s = DEFAULT_RETRY_S if position.retry_ms is None else position.retry_ms / 1000
-    return min(retry_s * (failures + 1), MAX_RETRY_S)
+    return pause_after(refusals, retry_s) if refusals else min(retry_s * (failures + 1), MAX_RETRY_S)
