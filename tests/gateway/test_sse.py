@@ -29,6 +29,12 @@ def test_a_priming_event_has_an_id_and_no_data() -> None:
     assert EventReader().feed(encode_priming("3-0", 500)) == [Event("message", b"", "3-0", 500)]
 
 
+@pytest.mark.parametrize("digits", [10, 400, 5000])
+def test_a_pause_beyond_all_measure_is_passed_over(digits: int) -> None:
+    said = b"retry: " + b"9" * digits + b"\ndata: x\n\n"
+    assert EventReader().feed(said) == [Event("message", b"x", None)]
+
+
 def test_an_event_without_end_is_refused_at_the_limit() -> None:
     reader = EventReader(limit=20)
     with pytest.raises(EventTooLongError):

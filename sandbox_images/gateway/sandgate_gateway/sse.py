@@ -8,6 +8,8 @@ from dataclasses import dataclass
 KEEP_ALIVE = b": keep-alive\n\n"
 MAX_EVENT = 32 * 1024 * 1024
 """Bytes of one event."""
+_RETRY_DIGITS = 9
+"""Eleven days in milliseconds; what is longer is no time that anybody waits."""
 
 
 def encode_event(data: bytes, event_id: str | None = None) -> bytes:
@@ -78,7 +80,7 @@ class EventReader:
                 self._name = value.decode("utf-8", "replace")
             case b"id" if b"\0" not in value:
                 self._identifier = value.decode("utf-8", "replace")
-            case b"retry" if value.isdigit():
+            case b"retry" if value.isdigit() and len(value) <= _RETRY_DIGITS:
                 self._retry_ms = int(value)
         return None
 

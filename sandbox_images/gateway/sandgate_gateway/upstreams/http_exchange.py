@@ -140,7 +140,7 @@ class HttpExchanges:
 
 def pause_after(refusals: int, first_s: float) -> float:
     """Seconds before a server that is there is asked again for a stream which it does not give any more."""
-    return min(max(first_s, 0.1) * 2.0 ** min(refusals, 10), MAX_REFUSED_PAUSE_S)
+    return min(first_s * 2.0 ** min(refusals, 10), MAX_REFUSED_PAUSE_S)
 
 
 async def messages(response: aiohttp.ClientResponse, position: StreamPosition | None = None) -> AsyncIterator[Incoming]:

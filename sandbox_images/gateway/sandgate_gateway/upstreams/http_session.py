@@ -39,6 +39,8 @@ MAX_RESUMES = 3
 """Of one call's stream, one after the other."""
 
 DEFAULT_RETRY_S = 0.5
+MIN_RETRY_S = 0.1
+"""For a server that wants to be asked again at once, and ends each stream at once."""
 MAX_RETRY_S = 10.0
 MAX_RECONNECTS = 5
 """Of the session's own stream, one after the other in vain; then the server counts as gone."""
@@ -318,5 +320,5 @@ class HttpSession:
 def _pause(position: StreamPosition, failures: int, refusals: int = 0) -> float:
     """Seconds before a stream is opened again: what the server asked for, longer after failures, much longer after
     refusals."""
-    retry_s = DEFAULT_RETRY_S if position.retry_ms is None else position.retry_ms / 1000
+    retry_s = DEFAULT_RETRY_S if position.retry_ms is None else max(position.retry_ms / 1000, MIN_RETRY_S)
     return pause_after(refusals, retry_s) if refusals else min(retry_s * (failures + 1), MAX_RETRY_S)
