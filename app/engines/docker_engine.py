@@ -95,7 +95,6 @@ class DockerEngine:
     async def prepare(self) -> None:
         await self._networks.prepare(rules_of_pods=True)
         await self._remove_orphaned_volumes()
-        await self.jobs.remove_lost()
 
     async def has_image(self, image: str) -> bool:
         def inspect(api: docker.APIClient) -> bool:
@@ -258,8 +257,9 @@ class DockerEngine:
     async def run(self, pod_id: str, spec: RunSpec) -> RunOutcome:
         return await self._runs.run(pod_id, spec)
 
-    async def remove_lost_runs(self) -> None:
+    async def remove_lost(self) -> None:
         await self._runs.remove_lost()
+        await self.jobs.remove_lost()
 
     async def stop(self, pod_id: str) -> None:
         self._runs.end(pod_id)

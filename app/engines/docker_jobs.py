@@ -104,7 +104,7 @@ class DockerJobs:
 
         def remove(api: docker.APIClient) -> None:
             for container in self._list(api, status=list(_ENDED)):
-                with suppress(APIError):  # one that the engine does not let go must keep no pod from starting
+                with suppress(APIError):  # one that the engine does not let go must not keep the others
                     ended_at = datetime.fromisoformat(api.inspect_container(container["Id"])["State"]["FinishedAt"])
                     if datetime.now(UTC) - ended_at >= timedelta(seconds=older_than_s):
                         remove_container(api, container["Id"])

@@ -28,7 +28,7 @@ from app.errors import EngineError, EngineUnavailable, PodGone
 _RUN_LABEL = "sandgate.run"
 """Holds the pod's id. Not the label that pods have, so that a run is never taken for a part of one."""
 _AT_ONCE = 16
-"""Each takes a thread for as long as it lasts, and another one while it is being ended."""
+"""Each takes a thread for as long as it lasts, and another one now and then while it is being ended."""
 _KILL_AGAIN_S = 0.1
 _GRACE_S = 30
 """For the engine to end a container and to remove it."""

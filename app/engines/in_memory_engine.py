@@ -154,8 +154,8 @@ class InMemoryEngine:
             raise ImageMissing(spec.image)
         return await self.runs.run(pod_id, spec)
 
-    async def remove_lost_runs(self) -> None:
-        await self._answer("remove lost runs")
+    async def remove_lost(self) -> None:
+        await self._answer("remove what nobody waits for")
 
     async def stop(self, pod_id: str) -> None:
         await self._answer(f"stop pod {pod_id}")

@@ -229,8 +229,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def remove_lost_runs(self) -> None:
-        """Remove the containers of runs that nobody in this process waits for: what a killed one left.
+    async def remove_lost(self) -> None:
+        """Remove the containers of runs that nobody in this process waits for, and of jobs that ended a while ago.
 
         For the one process of an installation that runs programs beside its pods. Safe to repeat.
         """

@@ -48,8 +48,9 @@ class Jobs(Protocol):
         """Run a job and wait for its end.
 
         If one of its name runs already, on whoever's behalf, that one is waited for instead. A caller that is cancelled
-        or killed leaves the job running. If it fails and all who waited for it were cancelled, whoever asks for it next
-        is given that outcome instead of another run. Raises: ImageMissing, EngineOutOfSpace.
+        or killed leaves the job running. If it fails and all who waited for it were cancelled, whoever asks for it in
+        this process within ten minutes is given that outcome instead of another run.
+        Raises: ImageMissing, EngineOutOfSpace.
         """
         ...
 

@@ -122,16 +122,16 @@ class Reconciler:
                 _log.exception("guard_not_in_place")
             if is_done:
                 starter.engine_prepared()
-                await self._remove_lost_runs()
+                await self._remove_lost()
             await asyncio.sleep(self._prepare_interval_s if is_done else self._retry_s)
 
-    async def _remove_lost_runs(self) -> None:
+    async def _remove_lost(self) -> None:
         try:
-            await self._engine.remove_lost_runs()
+            await self._engine.remove_lost()
         except EngineError as error:
-            _log.warning("lost_runs_not_removed", reason=str(error))
+            _log.warning("lost_containers_not_removed", reason=str(error))
         except Exception:  # noqa: BLE001 - as above
-            _log.exception("lost_runs_not_removed")
+            _log.exception("lost_containers_not_removed")
 
     @property
     def _retry_s(self) -> float:

@@ -104,7 +104,7 @@ async def test_a_job_that_ended_with_nobody_there_is_removed_after_a_while(docke
     await give_up(going_on)
     await asyncio.to_thread(docker_subject.api.wait, f"sandgate-job-{ending.name}")
 
-    await docker_subject.engine.prepare()
+    await docker_subject.engine.remove_lost()
     assert len(await _jobs_left(docker_subject.api, ending)) == 1
     await jobs.remove_lost(older_than_s=0)
     assert await _jobs_left(docker_subject.api, ending) == []

@@ -181,7 +181,7 @@ async def test_the_next_process_removes_what_a_killed_one_left_and_nothing_of_it
     await until(both_are_there)
     await docker_subject.engine.prepare()  # as every few minutes
     assert len(await left(docker_subject)) == 2
-    await docker_subject.engine.remove_lost_runs()
+    await docker_subject.engine.remove_lost()
     (own,) = await left(docker_subject)
     assert own.startswith(f"/sandgate-{POD}-run-")
     running.cancel()

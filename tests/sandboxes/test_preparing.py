@@ -75,8 +75,8 @@ async def test_no_sandbox_starts_while_the_guard_cannot_be_renewed(start_control
     assert engine.starts_unguarded == 0
 
 
-class EngineThatStumblesOverRuns(InMemoryEngine):
-    """Fails as no engine is expected to when it looks for runs that were lost."""
+class EngineThatStumblesOverLeftovers(InMemoryEngine):
+    """Fails as no engine is expected to when it looks for runs and jobs that were lost."""
 
     def __init__(self) -> None:
         super().__init__(IMAGES)
@@ -85,12 +85,12 @@ class EngineThatStumblesOverRuns(InMemoryEngine):
     async def prepare(self) -> None:
         self.preparations += 1
 
-    async def remove_lost_runs(self) -> None:
+    async def remove_lost(self) -> None:
         raise KeyError("Created")
 
 
-async def test_the_guard_is_renewed_whatever_becomes_of_lost_runs(start_control_plane: StartControlPlane) -> None:
-    engine = EngineThatStumblesOverRuns()
+async def test_the_guard_is_renewed_whatever_becomes_of_leftovers(start_control_plane: StartControlPlane) -> None:
+    engine = EngineThatStumblesOverLeftovers()
     async with start_control_plane(engine=engine, prepare_interval_s=0.01):
         await until(lambda: engine.preparations > 2)
 
