@@ -121,8 +121,11 @@ class Builds(Protocol):
         """Names of the form `<repository>:<tag>`."""
         ...
 
-    async def remove_unnamed_images(self) -> None:
-        """Results of this installation whose name another result took. One that a container needs stays."""
+    async def remove_unnamed_images(self, *, older_than_s: float) -> None:
+        """Results of this installation whose name another result took. One that a container needs stays.
+
+        A young one may be about to get its name.
+        """
         ...
 
     async def remove_containers(self) -> None:

@@ -143,12 +143,15 @@ class DockerBuilds:
 
         return await self._client.call(listing, doing=f"list images of {repository}", timeout_s=_QUICK_S)
 
-    async def remove_unnamed_images(self) -> None:
+    async def remove_unnamed_images(self, *, older_than_s: float) -> None:
         def remove(api: docker.APIClient) -> None:
-            for image in api.images(quiet=True, filters={"dangling": True}):
+            for image in api.images(filters={"dangling": True}):
+                if image["Created"] > time.time() - older_than_s:
+                    continue
                 with suppress(ImageNotFound):
-                    if api.inspect_image(image)["Comment"] == self._comment:  # type: ignore[no-untyped-call]  # stubs lack it
-                        remove_image(api, image)
+                    facts = api.inspect_image(image["Id"])  # type: ignore[no-untyped-call]  # stubs lack it
+                    if facts.get("Comment") == self._comment:
+                        remove_image(api, image["Id"])
 
         await self._client.call(remove, doing="remove images without a name")
 

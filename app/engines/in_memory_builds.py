@@ -76,7 +76,7 @@ class InMemoryBuilds:
 
     async def run(self, step: BuildStep, on_output: OnOutput) -> int:
         await self._answer(f"make a container of build {step.build_id}")
-        below = next((name for name in self._images if step.image in (name, self._id(name))), None)
+        below = self._find(step.image)
         if below is None:
             raise ImageMissing(step.image)
         files, labels = self._images[below], self.labels.get(below, {})
@@ -94,18 +94,19 @@ class InMemoryBuilds:
 
     async def name_image(self, image: str, name: str) -> None:
         await self._answer(f"name image {name}")
-        if image not in self._images:
+        there = self._find(image)
+        if there is None:
             raise ImageMissing(image)
-        self._images[name] = self._images[image]
-        self._ids[name] = self._id(image)
-        self.labels[name] = self.labels.get(image, {})
+        self._images[name] = self._images[there]
+        self._ids[name] = self._id(there)
+        self.labels[name] = self.labels.get(there, {})
 
     async def images(self, repository: str) -> list[NamedImage]:
         await self._answer(f"list images of {repository}")
         made = datetime(2026, 1, 1, tzinfo=UTC)
         return [NamedImage(name=name, created_at=made) for name in self._images if name.startswith(f"{repository}:")]
 
-    async def remove_unnamed_images(self) -> None:
+    async def remove_unnamed_images(self, *, older_than_s: float) -> None:
         await self._answer("remove images without a name")
 
     async def remove_containers(self) -> None:
@@ -118,6 +119,10 @@ class InMemoryBuilds:
     def is_idle(self) -> bool:
         """Whether no step's container is there."""
         return self._under_way == 0
+
+    def _find(self, image: str) -> str | None:
+        """A name of what is named by name or id."""
+        return next((name for name in self._images if image in (name, self._id(name))), None)
 
     def _id(self, image: str) -> str:
         return self._ids.get(image, f"sha256:{image}")

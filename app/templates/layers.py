@@ -9,6 +9,7 @@ from app.engines.interface import Engine
 from app.templates.store import TemplateStore
 
 KEEP_UNUSED = timedelta(days=7)
+_YOUNG_S = 3600.0
 
 
 class Layers:
@@ -45,4 +46,4 @@ class Layers:
         for name, used_at in used.items():
             if used_at < oldest and await self._engine.remove_image(name):
                 await self._store.forget_layer(name)
-        await self._engine.builds.remove_unnamed_images()
+        await self._engine.builds.remove_unnamed_images(older_than_s=_YOUNG_S)

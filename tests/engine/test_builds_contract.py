@@ -232,17 +232,20 @@ async def test_an_image_whose_name_another_took_is_removed_once_nothing_needs_it
     first = await builds.find_image(result.name)
     assert first is not None
     await output_of(docker_builds, shell(docker_builds.image, "exit 0", result=result))
+    await builds.remove_unnamed_images(older_than_s=60)
+    assert first.image_id in await asyncio.to_thread(ids)
+
     user = await asyncio.to_thread(lambda: docker_api.create_container(first.image_id, command="true"))
-    await builds.remove_unnamed_images()
+    await builds.remove_unnamed_images(older_than_s=0)
     assert first.image_id in await asyncio.to_thread(ids)
 
     await asyncio.to_thread(docker_api.remove_container, user["Id"])
     await output_of(docker_builds, shell(first.image_id, "exit 0", result=above))
-    await builds.remove_unnamed_images()
+    await builds.remove_unnamed_images(older_than_s=0)
     assert first.image_id in await asyncio.to_thread(ids)
 
     assert await docker_builds.engine.remove_image(above.name)
-    await builds.remove_unnamed_images()
+    await builds.remove_unnamed_images(older_than_s=0)
     left = await asyncio.to_thread(ids)
     assert first.image_id not in left
     assert of_somebody in left
