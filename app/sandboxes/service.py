@@ -161,10 +161,11 @@ class SandboxService:
         await self._transitions.resume(sandbox_id, timeout_s=sandbox.timeout_s)
 
     async def refresh(self, team_id: str, sandbox_id: str, duration_s: int) -> None:
-        """Let a running sandbox live at least `duration_s` from now; a paused one once traffic wakes it."""
+        """Let a running sandbox live at least `duration_s` from now; a paused one that long once traffic wakes it."""
         ends_at = self._now() + timedelta(seconds=duration_s)
-        if await self._extend(await self._find(team_id, sandbox_id), ends_at, duration_s) is None:
-            await self._set_timeout(sandbox_id, duration_s)
+        while await self._extend(await self._find(team_id, sandbox_id), ends_at, duration_s) is None:
+            if await self._store.extend_paused(sandbox_id, timeout_s=duration_s):
+                return  # and else it was resumed since it was looked up
 
     async def set_timeout(self, team_id: str, sandbox_id: str, timeout_s: int) -> None:
         """The sandbox ends `timeout_s` from now, sooner or later than before; at once if not positive."""

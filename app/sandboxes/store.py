@@ -234,6 +234,12 @@ class Store:
         is_up = and_(sandboxes.c.target == Status.RUNNING, sandboxes.c.status != Status.PAUSED)
         return await self._update(sandbox_id, values, is_up, sandboxes.c.ends_at < ends_at)
 
+    async def extend_paused(self, sandbox_id: str, *, timeout_s: int) -> bool:
+        """Let one that is paused or about to be have at least that much time once it is woken. False if it is not."""
+        longer = case((sandboxes.c.timeout_s < timeout_s, timeout_s), else_=sandboxes.c.timeout_s)
+        is_paused = or_(sandboxes.c.target == Status.PAUSED, sandboxes.c.status == Status.PAUSED)
+        return await self._update(sandbox_id, {"timeout_s": longer}, sandboxes.c.target.in_(_ALIVE), is_paused)
+
     async def set_network(self, sandbox_id: str, network: NetworkRules) -> None:
         await self._update(sandbox_id, {"network": asdict(network)}, sandboxes.c.target.in_(_ALIVE))
 

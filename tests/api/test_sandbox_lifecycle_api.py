@@ -121,6 +121,24 @@ async def test_what_is_not_there_cannot_be_moved(api: httpx.AsyncClient, verb: s
     assert (answer.status_code, answer.json()["code"]) == (404, 404)
 
 
+async def test_a_refresh_of_what_is_paused_lengthens_and_never_shortens(
+    api: httpx.AsyncClient, control_plane: ControlPlane
+) -> None:
+    sandbox = await create(api, timeout=60)
+    path = f"/sandboxes/{sandbox['sandboxID']}"
+    assert (await api.post(f"{path}/pause", json={})).status_code == 204
+
+    async def time_once_woken() -> int:
+        found = await control_plane.store.find(sandbox["sandboxID"])
+        assert found is not None
+        return found.timeout_s
+
+    assert (await api.post(f"{path}/refreshes", json={"duration": 10})).status_code == 204
+    assert await time_once_woken() == 60
+    assert (await api.post(f"{path}/refreshes", json={"duration": 600})).status_code == 204
+    assert await time_once_woken() == 600
+
+
 async def test_a_refresh_lengthens_and_never_shortens(api: httpx.AsyncClient) -> None:
     made = await create(api, timeout=100)
     path = f"/sandboxes/{made['sandboxID']}"
