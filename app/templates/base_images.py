@@ -93,20 +93,27 @@ class BaseImages:
         if alias is not None and alias != name:
             log.say(f"{name} is {alias} here")
         image = alias or name
-        async with self._private_pulls.turn(image):
+        async with self._private_pulls.turn(image, log.say):
             facts = await self._builds.find_image(image)
             # A digest never comes to mean another image.
-            if facts is None or (force and alias is None and "@" not in image):
-                image, facts = await self._pull(image, login, log, instead=facts)
+            is_to_be_fetched = facts is None or (force and alias is None and "@" not in image)
+            if is_to_be_fetched and login is not None:
+                facts = await self._pull(image, login, log, instead=facts)
+        if is_to_be_fetched and login is None:
+            facts = await self._pull(image, None, log, instead=facts)
+        if facts is None:
+            raise EngineError(f"Image {image} was pulled and is not on the engine.")
         label, workspace = _WORKSPACE_LABEL
         if facts.labels.get(label) == workspace:
-            return Base(image=image, key=facts.image_id, env=facts.env)
+            # Not by its name, which others' credentials may make another image's meanwhile.
+            return Base(image=facts.image_id, key=facts.image_id, env=facts.env)
         return await self._equipped(image, facts.image_id, facts.env, build_id=build_id, force=force, log=log)
 
     async def _pull(
         self, image: str, login: RegistryLogin | None, log: BuildLog, *, instead: ImageFacts | None
-    ) -> tuple[str, ImageFacts]:
-        """Fetch an image; where that fails, `instead` is what there is. Raises: EngineError."""
+    ) -> ImageFacts | None:
+        """Fetch an image; where that fails, `instead` is what there is. None if it is not there after all. Raises:
+        EngineError."""
         log.say(f"pulling {image}")
         try:
             if login is not None:
@@ -116,11 +123,9 @@ class BaseImages:
             if instead is None:
                 raise
             log.say(f"{error} Using the one that is here.", "warn")
-            return image, instead
-        facts = await self._builds.find_image(image)
-        if facts is None:
-            raise EngineError(f"Image {image} was pulled and is not on the engine.")
-        return image, facts
+            return instead
+        async with self._private_pulls.turn(image, log.say):
+            return await self._builds.find_image(image)
 
     async def ready_made(self, image: str | None, *, runs: Runs, has_gateway: bool) -> Base:
         """From a template's image, or the workspace image for None. Raises: ImageMissing."""

@@ -33,13 +33,15 @@ class PrivatePulls:
         self._under_way: dict[str, asyncio.Task[None]] = {}
 
     @asynccontextmanager
-    async def turn(self, image: str) -> AsyncIterator[None]:
-        """While entered nobody else does anything with an image of this name, and it has no name that is not for all.
-
-        Raises: EngineError.
+    async def turn(self, image: str, say: Callable[[str], None] = lambda line: None) -> AsyncIterator[None]:
+        """While entered nobody else looks for an image of this name or fetches it with credentials, and it has no name
+        that is not for all. Tells when it has to wait. Raises: EngineError.
         """
         word = _last_word(image)
-        async with self._turns.setdefault(word, asyncio.Lock()):
+        lock = self._turns.setdefault(word, asyncio.Lock())
+        if lock.locked() or word in self._under_way:
+            say(f"waiting for another build that fetches an image named {word}")
+        async with lock:
             if (pull := self._under_way.get(word)) is not None:
                 await asyncio.wait([pull])  # of a build that was ended meanwhile
             for left, earlier in (await self._store.private_names()).items():
@@ -47,12 +49,12 @@ class PrivatePulls:
                     await self._give_name_back(left, earlier)
             yield
 
-    async def pull(self, image: str, login: RegistryLogin) -> tuple[str, ImageFacts]:
-        """Fetch an image; gives the name it has from then on. To be called in its `turn`.
+    async def pull(self, image: str, login: RegistryLogin) -> ImageFacts:
+        """Fetch an image; it is found by its id from then on. To be called in its `turn`.
 
         It goes on if the caller goes away, as the engine does, and has its turn until the end. Raises: EngineError.
         """
-        outcome: asyncio.Future[tuple[str, ImageFacts]] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[ImageFacts] = asyncio.get_running_loop().create_future()
         # Whoever waited for it may be gone by the time it fails.
         outcome.add_done_callback(lambda done: done.cancelled() or done.exception())
         word = _last_word(image)
@@ -68,7 +70,7 @@ class PrivatePulls:
                 async with self.turn(image):
                     pass
 
-    async def _settle(self, image: str, login: RegistryLogin, outcome: asyncio.Future[tuple[str, ImageFacts]]) -> None:
+    async def _settle(self, image: str, login: RegistryLogin, outcome: asyncio.Future[ImageFacts]) -> None:
         try:
             pulled = await self._pull(image, login)
         except Exception as error:  # noqa: BLE001 - it is the caller's to handle, whatever it is
@@ -79,7 +81,7 @@ class PrivatePulls:
         else:
             outcome.set_result(pulled)
 
-    async def _pull(self, image: str, login: RegistryLogin) -> tuple[str, ImageFacts]:
+    async def _pull(self, image: str, login: RegistryLogin) -> ImageFacts:
         builds = self._engine.builds
         earlier = None
         if await builds.find_image(image) is not None:
@@ -93,9 +95,9 @@ class PrivatePulls:
         facts = await builds.find_image(image)
         if facts is None:
             raise EngineError(f"Image {image} was pulled and is not on the engine.")
-        private = await self._named_as_layer(image, layer_key("pulled", facts.image_id))
+        await self._named_as_layer(image, layer_key("pulled", facts.image_id))
         await self._give_name_back(image, earlier)
-        return private, facts
+        return facts
 
     async def _named_as_layer(self, image: str, key: str) -> str:
         """One more name for an image, under which it stays until no build has used it for a while."""
@@ -106,11 +108,15 @@ class PrivatePulls:
 
     async def _give_name_back(self, image: str, earlier: str | None) -> None:
         """To what had it before somebody's pull, if anything. Safe to repeat."""
-        if earlier is not None and await self._engine.builds.find_image(earlier) is not None:
-            # Without removing it first, which would take what is found by its digest along.
-            await self._engine.builds.name_image(earlier, image)
-        else:
-            await self._engine.remove_image(image)
+        builds = self._engine.builds
+        pulled = await builds.find_image(image)
+        before = await builds.find_image(earlier) if earlier is not None else None
+        is_ours = pulled is not None and (before is None or before.image_id != pulled.image_id)
+        # Not only named over: it would still be found by its digest.
+        if is_ours and not await self._engine.remove_image(image):
+            return  # a container has it: whoever has the next turn tries again
+        if before is not None and earlier is not None:
+            await builds.name_image(earlier, image)
         await self._store.forget_private_name(image)
 
 

@@ -91,7 +91,7 @@ async def test_each_step_starts_from_the_files_of_the_one_before(
 ) -> None:
     await build(templates, team, "web", request(run("a"), run("b")))
     first, second = engine.builds.steps
-    assert first.image == "workspace:1"
+    assert first.image == "sha256:workspace:1"
     assert first.result is not None
     assert second.image == first.result.name
 

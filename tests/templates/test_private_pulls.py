@@ -128,7 +128,22 @@ async def test_nobody_finds_it_while_it_has_its_public_name(
         engine.builds.registry.clear()
         engine.builds.may_name.set()
         assert (await finished(templates, other_team, theirs)).status is BuildStatus.ERROR
+        said = [line.message for line in await log_of(templates, other_team, theirs)]
+        assert "waiting for another build that fetches an image named tool" in said
         assert (await finished(templates, team, mine)).status is BuildStatus.READY
+
+
+async def test_one_that_is_here_is_built_from_while_another_of_that_name_is_fetched_for_all(
+    templates: TemplateService, engine: InMemoryEngine, team: str, other_team: str
+) -> None:
+    await build(templates, team, "here", request(from_image=TOOL))
+    engine.builds.registry["registry.corp/tool:3"] = {}
+    engine.builds.may_pull.clear()
+    slow = await begin(templates, other_team, "web", request(from_image="registry.corp/tool:3"))
+    await until(lambda: len(engine.builds.logins) == 2)
+    assert (await build(templates, team, "again", request(from_image=TOOL))).status is BuildStatus.READY
+    engine.builds.may_pull.set()
+    assert (await finished(templates, other_team, slow)).status is BuildStatus.READY
 
 
 async def test_what_had_the_name_before_has_it_afterwards(
