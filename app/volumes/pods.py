@@ -135,8 +135,7 @@ class VolumePods:
         except BaseException:
             # Also where there is no container of it yet: it has an address, of which there are not that many.
             self._failed.add(pod.pod_id)
-            with suppress(EngineError):
-                await self._remove_failed()
+            await self._remove_failed()
             raise
         finally:
             self._starting.discard(pod.pod_id)  # from here on the sweep takes it for a leftover, unless it is in use
@@ -192,14 +191,22 @@ class VolumePods:
         observed = await self._engine.observe()
         known = {pod.pod_id for pod in self._pods.values()} | self._starting
         for pod_id, seen in observed.items():
-            if VOLUME_LABEL in seen.labels and pod_id not in known:
+            if VOLUME_LABEL in seen.labels and pod_id not in known and await self._removed(pod_id):
                 _log.info("volume_pod_removed", volume_id=seen.labels[VOLUME_LABEL])
-                await self._engine.stop(pod_id)
 
     async def _remove_failed(self) -> None:
         for pod_id in list(self._failed):
+            if await self._removed(pod_id):
+                self._failed.discard(pod_id)
+
+    async def _removed(self, pod_id: str) -> bool:
+        """Remove a pod that nobody uses. One that the engine does not let go must not keep the others."""
+        try:
             await self._engine.stop(pod_id)
-            self._failed.discard(pod_id)
+        except EngineError as error:
+            _log.warning("volume_pod_not_removed", pod_id=pod_id, reason=str(error))
+            return False
+        return True
 
     def _lock(self, volume_id: str) -> asyncio.Lock:
         return self._locks.setdefault(volume_id, asyncio.Lock())

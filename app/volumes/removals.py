@@ -59,8 +59,10 @@ class Removals:
             return
         there = await self._engine.volumes()
         for volume_id in removed.keys() & there:
-            _log.info("volume_removed_late", volume_id=volume_id)
-            await self._engine.remove_volume(volume_id)
+            try:
+                await self._engine.remove_volume(volume_id)
+            except EngineError as error:  # the others can be removed all the same
+                _log.warning("volume_not_removed", volume_id=volume_id, reason=str(error))
         settled = [volume_id for volume_id in removed.keys() - there if removed[volume_id] < self._now() - _LATE]
         async with self._database.transaction() as connection:
             await connection.execute(delete(removed_volumes).where(removed_volumes.c.id.in_(settled)))
