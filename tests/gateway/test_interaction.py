@@ -102,6 +102,24 @@ async def test_progress_and_logs_reach_the_caller(
         await until(lambda: len(logs) == 3)
 
 
+async def test_a_call_whose_server_is_replaced_after_a_question_fails_and_is_not_begun_anew(
+    gateway: RunningGateway,
+) -> None:
+    questions = []
+
+    async def have_it_replaced(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+        questions.append(params.message)
+        server = conformance("modern")
+        gateway.configure({"fixture": {**server, "env": {**server["env"], "ANOTHER": str(len(questions))}}})
+        return await answer_elicitation(context, params)
+
+    gateway.configure({"fixture": conformance("modern")})
+    async with gateway.client("legacy", elicitation_callback=have_it_replaced) as client:
+        with pytest.raises(MCPError, match="server 'fixture' was stopped"):
+            await client.call_tool("test_elicitation", {"message": "Who are you?"})
+    assert questions == ["Who are you?"]
+
+
 @pytest.mark.parametrize("client_mode", ["legacy", "auto"])
 async def test_a_question_the_client_cannot_answer_is_refused(gateway: RunningGateway, client_mode: Mode) -> None:
     gateway.configure({"fixture": conformance("legacy")})

@@ -7,7 +7,7 @@ from typing import Any
 from sandgate_gateway import discovery
 from sandgate_gateway.aggregate import Aggregate
 from sandgate_gateway.callers import Caller
-from sandgate_gateway.eras.translate import answer_inputs, answer_urls, result_for
+from sandgate_gateway.eras.translate import Request, answer_inputs, answer_urls, result_for
 from sandgate_gateway.jsonrpc import Result, RpcError
 from sandgate_gateway.lists import METHODS, Kind
 from sandgate_gateway.protocol import (
@@ -43,7 +43,7 @@ class Calls:
         if handler := self._handlers.get(method):
             try:
                 return await handler(params, caller)
-            except ServerStoppedError:  # before the call reached it: whoever has its place now can take it
+            except ServerStoppedError:  # before anything of the call reached it: whoever has its place now can take it
                 return await handler(params, caller)
         raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method}")
 
@@ -103,9 +103,9 @@ class Calls:
     async def _forward(self, server: Server, method: str, params: dict[str, Any], caller: Caller) -> Result:
         connection = await server.available()
         if connection.era == "modern" and caller.era == "legacy" and method in INTERACTIVE_METHODS:
-            result = await answer_inputs(server.request, method, params, caller)
+            result = await answer_inputs(_rounds(server), method, params, caller)
         elif connection.era == "legacy" and caller.era == "modern":
-            result = await answer_urls(server.request, method, _without_inputs(params), caller)
+            result = await answer_urls(_rounds(server), method, _without_inputs(params), caller)
         else:
             result = await server.request(method, params, caller)
         uris = self._aggregate.routes.uris
@@ -114,6 +114,25 @@ class Calls:
             if changed is not result.value:
                 result = Result(changed)
         return result_for(caller.era, connection.era, method, result)
+
+
+def _rounds(server: Server) -> Request:
+    """`server.request` for a call that may take several. Only the first may give way to the server in its place: that
+    one knows nothing of the call, and to begin anew would do twice what was done."""
+    has_begun = False
+
+    async def request(method: str, params: dict[str, Any], caller: Caller) -> Result:
+        nonlocal has_begun
+        try:
+            return await server.request(method, params, caller)
+        except ServerStoppedError as error:
+            if has_begun:
+                raise RpcError(error.code, error.message, error.data) from error
+            raise
+        finally:
+            has_begun = True
+
+    return request
 
 
 def _with(params: dict[str, Any], key: str, value: str) -> dict[str, Any]:
