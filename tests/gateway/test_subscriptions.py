@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from sandgate_gateway.cancelling import cancel_all
+from sandgate_gateway.configuration import ServerDefinition, StdioTransport
 from sandgate_gateway.jsonrpc import RpcError
+from sandgate_gateway.servers.server import Server
 
 from tests.gateway.memory_connection import MemoryConnection, Message
 from tests.gateway.running_gateway import RunningGateway, held_up, scripted
@@ -68,6 +71,10 @@ async def test_a_resource_that_is_subscribed_to_twice_at_once_is_so_once(gateway
         assert await seen(session) == ["resources/subscribe", "resources/unsubscribe"]
 
 
+SOON_S = 0.05
+"""What comes with the request is there before."""
+
+
 def uris_of(connection: MemoryConnection) -> list[str]:
     return [message["params"]["uri"] for message in connection.sent if message["method"] == "resources/subscribe"]
 
@@ -82,11 +89,11 @@ async def test_a_refused_resource_keeps_no_other_from_being_subscribed_to_and_is
         yield {"id": message["id"], **outcome}
 
     connection, wanted = MemoryConnection(answers), frozenset({"memo:a", "memo:b"})
-    (error,) = (await connection.subscribe(wanted)).items()
+    (error,) = (await connection.subscribe(wanted, BOUND_S)).items()
     assert (error[0], type(error[1])) == ("memo:a", RpcError)
     refused.clear()
-    assert await connection.subscribe(wanted) == {}
-    assert await connection.subscribe(wanted) == {}
+    assert await connection.subscribe(wanted, BOUND_S) == {}
+    assert await connection.subscribe(wanted, BOUND_S) == {}
     assert uris_of(connection) == ["memo:a", "memo:b", "memo:a"]
 
 
@@ -96,9 +103,47 @@ async def test_a_resource_whose_subscription_is_not_answered_keeps_no_other_from
             yield {"id": message["id"], "result": {}}
 
     connection, wanted = MemoryConnection(answers), frozenset({"memo:a", "memo:b"})
-    subscribing = asyncio.create_task(connection.subscribe(wanted))
-    await until(lambda: len(connection.sent) == 2)
-    subscribing.cancel()
-    await asyncio.wait([subscribing])
-    assert await connection.subscribe(wanted) == {}
+    (error,) = (await connection.subscribe(wanted, SOON_S)).items()
+    assert (error[0], error[1].message) == (
+        "memo:a",
+        f"server 'memory' did not answer a subscription within {SOON_S} s",
+    )
+    assert await connection.subscribe(wanted, BOUND_S) == {}
     assert uris_of(connection) == ["memo:a", "memo:b"]
+
+
+async def test_a_resource_refused_before_and_not_answered_for_now_fails_no_subscription_to_another() -> None:
+    refused: dict[str, Any] = {"error": {"code": -32602, "message": "no updates of memo:a"}}
+    outcomes: dict[str, Message] = {"memo:a": refused, "memo:b": {"result": {}}}
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "s", "version": "1"}}
+
+    def answers(message: Message) -> Iterable[Message]:
+        match message["method"]:
+            case "resources/subscribe":
+                if outcome := outcomes.get(message["params"]["uri"]):
+                    yield {"id": message["id"], **outcome}
+            case "initialize":
+                yield {"id": message["id"], "result": hello}
+            case _ if "id" in message:
+                yield {"id": message["id"], "error": {"code": -32601, "message": "Method not found"}}
+
+    connection, subscriptions = MemoryConnection(answers), {"memo:a": 1}
+    server = Server(
+        ServerDefinition("s", StdioTransport(("true",), {}), start_timeout_s=BOUND_S),
+        connect=lambda transport, listener: connection,
+        subscriptions=subscriptions,
+        stderr=list,
+        changed=lambda: None,
+        on_notification=lambda server, method, params: None,
+    )
+    life = asyncio.create_task(server.run())
+    try:
+        async with asyncio.timeout(BOUND_S):
+            await server.settled()
+            assert uris_of(connection) == ["memo:a"]
+            del outcomes["memo:a"]
+            subscriptions["memo:b"] = 1
+            assert list(await server.subscribe(SOON_S)) == ["memo:a"]
+            assert uris_of(connection) == ["memo:a", "memo:a", "memo:b"]
+    finally:
+        await cancel_all([life])

@@ -43,13 +43,9 @@ class Subscriptions:
         wanted[uri] = (server.name, own)
         counts = self._fleet.subscriptions(server.name)
         counts[own] = counts.get(own, 0) + 1
-        if counts[own] == 1:
-            try:
-                if refusal := (await _apply(server)).get(own):
-                    raise refusal
-            except RpcError:
-                await self.remove(client, uri)
-                raise
+        if counts[own] == 1 and (failure := (await _apply(server)).get(own)):
+            await self.remove(client, uri)
+            raise failure
 
     async def remove(self, client: str, uri: str) -> None:
         """Safe to repeat; silent if the server is gone."""
@@ -63,13 +59,8 @@ class Subscriptions:
             counts[own] = count
             return
         counts.pop(own, None)
-        server = self._fleet.get(name)
-        if server is None:
-            return
-        try:
-            await _apply(server)
-        except RpcError:
-            return  # the client does not want it any more: whether the server heard it matters little
+        if server := self._fleet.get(name):
+            await _apply(server)  # nobody wants it any more: whether the server heard it matters little
 
     async def forget(self, client: str) -> None:
         """The client is gone."""
@@ -79,7 +70,7 @@ class Subscriptions:
 
 
 async def _apply(server: Server) -> Mapping[str, RpcError]:
-    """Gives what the server refuses, by its own URI. Raises: RpcError."""
+    """Gives what the server refuses, or does not answer for in time, by its own URI."""
     server.wake()
     return await server.subscribe(SUBSCRIBE_TIMEOUT_S)
 

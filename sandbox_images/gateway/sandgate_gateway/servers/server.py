@@ -5,7 +5,6 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Literal
 
 from sandgate_gateway.callers import Caller
@@ -219,7 +218,8 @@ class Server:
         self.catalogue.invalidate_all()
         try:
             await self._list_everything()
-            await self._subscribe_again()
+            if self.subscriptions:
+                await self.subscribe(LISTING_TIMEOUT_S)
         except BaseException:
             self.connection = None
             await connection.close()
@@ -263,21 +263,11 @@ class Server:
                 return
 
     async def subscribe(self, timeout_s: float) -> dict[str, RpcError]:
-        """Tell the server which updates clients want now; a new connection is told anyway. Gives what it refuses, by
-        its own URI. Raises: RpcError if it does not answer in time."""
+        """Tell the server which updates clients want now; a new connection is told anyway. Gives what it refuses, or
+        does not answer for in time, by its own URI."""
         if self.connection is None:
             return {}
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self.connection.subscribe(frozenset(self.subscriptions))
-        except TimeoutError:
-            problem = f"server {self.name!r} did not answer a subscription within {timeout_s:g} s"
-            raise RpcError(INTERNAL_ERROR, problem, {"server": self.name}) from None
-
-    async def _subscribe_again(self) -> None:
-        if self.subscriptions:
-            with suppress(RpcError):
-                await self.subscribe(LISTING_TIMEOUT_S)
+        return await self.connection.subscribe(frozenset(self.subscriptions), timeout_s)
 
     def _settle(self, state: State) -> None:
         self.state = state

@@ -65,9 +65,9 @@ class Connection(ABC):
         """Send a notification, best effort."""
 
     @abstractmethod
-    async def subscribe(self, uris: frozenset[str]) -> dict[str, RpcError]:
+    async def subscribe(self, uris: frozenset[str], timeout_s: float) -> dict[str, RpcError]:
         """Have updates of exactly these resources reported to the listener. Gives those that the server refuses, with
-        its words; not one of a connection that has ended."""
+        its words, or does not answer for in time; not one of a connection that has ended."""
 
     @abstractmethod
     async def wait_ended(self) -> str:

@@ -70,7 +70,7 @@ class ContainersConnection(Connection):
     async def notify(self, method: str, params: dict[str, Any], caller: Caller) -> None:
         return
 
-    async def subscribe(self, uris: frozenset[str]) -> dict[str, RpcError]:
+    async def subscribe(self, uris: frozenset[str], timeout_s: float) -> dict[str, RpcError]:
         return {}
 
     async def wait_ended(self) -> str:

@@ -59,7 +59,7 @@ class HttpConnection(Connection):
         self._is_listening = False
         self._has_listened = False
         self._subscriptions: frozenset[str] = frozenset()
-        self._legacy_subscriptions = LegacySubscriptions(self.request)
+        self._legacy_subscriptions = LegacySubscriptions(name, self.request)
         self._annotations: dict[str, Annotations] = {}
         """Of the tools that have any, by name."""
 
@@ -135,9 +135,9 @@ class HttpConnection(Connection):
         if session is not None:
             await session.notify(method, params)
 
-    async def subscribe(self, uris: frozenset[str]) -> dict[str, RpcError]:
+    async def subscribe(self, uris: frozenset[str], timeout_s: float) -> dict[str, RpcError]:
         if self.era == "legacy":
-            return await self._legacy_subscriptions.want(uris)
+            return await self._legacy_subscriptions.want(uris, timeout_s)
         self._subscriptions = uris
         self._restart_listen()
         return {}

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from sandgate_gateway.callers import GATEWAY, Caller
 from sandgate_gateway.jsonrpc import Result, RpcError
+from sandgate_gateway.protocol import INTERNAL_ERROR
 from sandgate_gateway.upstreams.connection import ConnectionEndedError
 
 AT_ONCE = 16
@@ -17,26 +19,33 @@ Request = Callable[[str, dict[str, Any], Caller], Awaitable[Result]]
 class LegacySubscriptions:
     """Of one connection."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, name: str, request: Request) -> None:
+        self._name = name
         self._request = request
         self._wanted: frozenset[str] = frozenset()
         self._told: set[str] = set()
         """What the server was asked for and has not refused; one it has not answered in time may count there."""
         self._turns = asyncio.Semaphore(AT_ONCE)
 
-    async def want(self, uris: frozenset[str]) -> dict[str, RpcError]:
-        """Have updates of exactly these reported. Gives those that the server refuses, with its words; they are asked
-        for again the next time."""
+    async def want(self, uris: frozenset[str], timeout_s: float) -> dict[str, RpcError]:
+        """Have updates of exactly these reported. Gives those that the server refuses, with its words, or does not
+        answer for in time. What it refuses is asked for again the next time."""
         self._wanted = uris
-        refused: dict[str, RpcError] = {}
-        async with asyncio.TaskGroup() as group:
-            for uri in sorted(uris - self._told):
-                group.create_task(self._subscribe(uri, refused))
-            for uri in sorted(self._told - uris):
-                group.create_task(self._unsubscribe(uri))
-        return refused
+        failed: dict[str, RpcError] = {}
+        asking: dict[str, asyncio.Task[None]] = {}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
+                for uri in sorted(uris - self._told):
+                    asking[uri] = group.create_task(self._subscribe(uri, failed))
+                for uri in sorted(self._told - uris):
+                    group.create_task(self._unsubscribe(uri))
+        problem = f"server {self._name!r} did not answer a subscription within {timeout_s:g} s"
+        for uri, task in asking.items():
+            if task.cancelled():
+                failed[uri] = RpcError(INTERNAL_ERROR, problem, {"server": self._name})
+        return failed
 
-    async def _subscribe(self, uri: str, refused: dict[str, RpcError]) -> None:
+    async def _subscribe(self, uri: str, failed: dict[str, RpcError]) -> None:
         async with self._turns:
             if uri in self._told or uri not in self._wanted:
                 return
@@ -45,7 +54,7 @@ class LegacySubscriptions:
                 await self._request("resources/subscribe", {"uri": uri}, GATEWAY)
             except RpcError as error:
                 self._told.discard(uri)
-                refused[uri] = error
+                failed[uri] = error
             except ConnectionEndedError:
                 self._told.discard(uri)  # the next connection is told anyway
 

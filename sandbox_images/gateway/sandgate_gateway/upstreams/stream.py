@@ -55,7 +55,7 @@ class StreamConnection(Connection):
         self._writable.set()
         self._log_level: str | None = None
         self._subscriptions: frozenset[str] = frozenset()
-        self._legacy_subscriptions = LegacySubscriptions(self.request)
+        self._legacy_subscriptions = LegacySubscriptions(name, self.request)
         self._listen: asyncio.Task[None] | None = None
         self._unasked = Allowance()
         self._stray_lines = 0
@@ -203,9 +203,9 @@ class StreamConnection(Connection):
     async def wait_ended(self) -> str:
         return await asyncio.shield(self._ended)
 
-    async def subscribe(self, uris: frozenset[str]) -> dict[str, RpcError]:
+    async def subscribe(self, uris: frozenset[str], timeout_s: float) -> dict[str, RpcError]:
         if self.era == "legacy":
-            return await self._legacy_subscriptions.want(uris)
+            return await self._legacy_subscriptions.want(uris, timeout_s)
         self._subscriptions = uris
         self._restart_listen()
         return {}
