@@ -1,13 +1,16 @@
 """Streams on which remote servers tell of changes, and what holds while there is none."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
+from sandgate_gateway.upstreams import http
+from sandgate_gateway.upstreams.connection import CouldNotConnectError
 from sandgate_gateway.upstreams.http import HttpConnection
-from sandgate_gateway.upstreams.http_exchange import HttpExchanges
+from sandgate_gateway.upstreams.http_exchange import HttpExchanges, HttpStatusError
 
 from tests.gateway.listening_server import ListeningServer, listening_server
 from tests.waiting import BOUND_S, settled, until
@@ -16,14 +19,41 @@ BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 CHANGED = "notifications/tools/list_changed"
 
 
+class UnsteadyExchanges(HttpExchanges):
+    """Does not get through to the stream of changes for the reasons that a test gives, one each time."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, {}, allow_private=True)
+        self.troubles: list[Exception] = []
+
+    @asynccontextmanager
+    async def post(
+        self, body: bytes, headers: Mapping[str, str], url: str | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self.troubles and b'"subscriptions/listen"' in body:
+            raise self.troubles.pop(0)
+        async with super().post(body, headers, url) as response:
+            yield response
+
+    @asynccontextmanager
+    async def get(self, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self.troubles:
+            raise self.troubles.pop(0)
+        async with super().get(headers) as response:
+            yield response
+
+
 @asynccontextmanager
-async def connected(server: ListeningServer, heard: list[str]) -> AsyncIterator[HttpConnection]:
+async def connected(
+    server: ListeningServer, heard: list[str], exchanges: HttpExchanges | None = None
+) -> AsyncIterator[HttpConnection]:
     """What the server tells of changes, or may have told, is in `heard`."""
 
     def hear(method: str, params: dict[str, Any]) -> None:
         heard.append(method)
 
-    connection = HttpConnection("remote", hear, HttpExchanges(server.url, {}, allow_private=True), BOUND_S)
+    exchanges = exchanges or HttpExchanges(server.url, {}, allow_private=True)
+    connection = HttpConnection("remote", hear, exchanges, BOUND_S)
     try:
         async with asyncio.timeout(BOUND_S):
             await connection.open()
@@ -69,3 +99,20 @@ async def test_a_server_that_never_told_of_changes_is_not_asked_again(era: str) 
         async with connected(server, heard):
             assert await settled(lambda: server.asked) == 1
             assert heard == []
+
+
+@BOTH_ERAS
+async def test_a_server_that_refuses_its_stream_between_failures_is_still_there(
+    era: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "RECONNECT_PAUSE_S", 0.05)
+    heard: list[str] = []
+    async with listening_server(era) as server:
+        exchanges = UnsteadyExchanges(server.url)
+        async with connected(server, heard, exchanges) as connection:
+            await until(lambda: connection.hears_changes)
+            failure = CouldNotConnectError("could not be reached: Connection refused")
+            exchanges.troubles = [failure, failure, failure, HttpStatusError(503), failure, failure]
+            server.end_streams()
+            await until(lambda: not exchanges.troubles)
+            await until(lambda: connection.hears_changes)

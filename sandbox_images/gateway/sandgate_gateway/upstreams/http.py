@@ -303,9 +303,10 @@ class HttpConnection(Connection):
                 await self._modern_request("subscriptions/listen", {"notifications": wanted}, GATEWAY)
                 # One that ends what it has just begun has nothing to tell.
                 is_final = loop.time() - started < RECONNECT_PAUSE_S
-                refusals = 0
+                failures = refusals = 0
             except (RpcError, HttpStatusError) as error:
                 is_final = not (self._has_listened and _may_pass(error))
+                failures = 0  # something is there that answers
                 refusals = 1 if self._is_listening else refusals + 1
             except ConnectionEndedError:
                 failures = failures + 1 if loop.time() - started < RECONNECT_PAUSE_S else 0

@@ -259,6 +259,7 @@ class HttpSession:
                     self._have_lists_read()
                 if not (had_stream and error.may_pass):
                     return  # 405: it has none; 404: a client's session is opened again by its next request
+                failures = 0  # something is there that answers
                 refusals += 1
             except (RpcError, ConnectionEndedError):
                 failures += 1
