@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from tests.gateway.stalling_server import Message
+from tests.waiting import until
 
 QUICKLY = b"retry: 10\n\n"
 """How soon a stream that ended may be opened again, in milliseconds."""
@@ -22,12 +23,21 @@ class ListeningServer:
         """The HTTP status with which whoever asks for the stream gets a page instead."""
         self.asked = 0
         """How often somebody did."""
+        self.streams: list[web.StreamResponse] = []
+        """Those open now, the oldest first."""
+        self.holds = False
+        """Whether it leaves whoever asks hanging, for as long as that is so."""
         self._era = era
         self._end = asyncio.Event()
 
     def end_streams(self) -> None:
         self._end.set()
         self._end = asyncio.Event()
+
+    async def tell(self, method: str) -> None:
+        """To whoever listens."""
+        for stream in self.streams:
+            await stream.write(_event({"method": method}))
 
     async def take(self, request: web.Request) -> web.StreamResponse:
         message = await request.json()
@@ -46,11 +56,15 @@ class ListeningServer:
         if self.refusal is not None:
             return web.Response(status=self.refusal, text="We are back soon.")
         end = self._end
+        await until(lambda: not self.holds)
         stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await stream.prepare(request)
-        said = [b"data: " + json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n\n" for message in first]
-        await stream.write(QUICKLY + b"".join(said))
-        await end.wait()
+        self.streams.append(stream)
+        try:
+            await stream.write(QUICKLY + b"".join(map(_event, first)))
+            await end.wait()
+        finally:
+            self.streams.remove(stream)
         return stream
 
     def _answer(self, method: str) -> Message:
@@ -60,6 +74,10 @@ class ListeningServer:
             info = {"name": "listening", "version": "1"}
             return {"result": {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": info}}
         return {"error": {"code": -32601, "message": "Method not found"}}
+
+
+def _event(message: Message) -> bytes:
+    return b"data: " + json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n\n"
 
 
 @asynccontextmanager

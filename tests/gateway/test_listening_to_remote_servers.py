@@ -17,6 +17,7 @@ from tests.waiting import BOUND_S, settled, until
 
 BOTH_ERAS = pytest.mark.parametrize("era", ["legacy", "modern"])
 CHANGED = "notifications/tools/list_changed"
+UPDATED = "notifications/resources/updated"
 
 
 class UnsteadyExchanges(HttpExchanges):
@@ -116,3 +117,54 @@ async def test_a_server_that_refuses_its_stream_between_failures_is_still_there(
             server.end_streams()
             await until(lambda: not exchanges.troubles)
             await until(lambda: connection.hears_changes)
+
+
+async def test_a_new_subscription_has_no_list_read_again() -> None:
+    heard: list[str] = []
+    async with listening_server("modern") as server, connected(server, heard) as connection:
+        await until(lambda: connection.hears_changes)
+        (before,) = server.streams
+        assert await connection.subscribe(frozenset({"memo:x"}), BOUND_S) == {}
+        await until(lambda: server.streams and before not in server.streams)
+        assert connection.hears_changes
+        await server.tell(UPDATED)
+        await until(lambda: heard)
+        assert heard == [UPDATED]
+
+
+async def test_a_subscription_that_is_there_already_opens_no_stream() -> None:
+    async with listening_server("modern") as server, connected(server, []) as connection:
+        await until(lambda: connection.hears_changes)
+        for _ in range(2):
+            assert await connection.subscribe(frozenset({"memo:x"}), BOUND_S) == {}
+            await until(lambda: server.asked == 2)
+        assert await settled(lambda: server.asked) == 2
+
+
+async def test_a_change_is_heard_while_a_new_subscription_is_not_acknowledged_yet() -> None:
+    heard: list[str] = []
+    async with listening_server("modern") as server, connected(server, heard) as connection:
+        await until(lambda: connection.hears_changes)
+        server.holds = True
+        (before,) = server.streams
+        await connection.subscribe(frozenset({"memo:x"}), BOUND_S)
+        await until(lambda: server.asked == 2)
+        await connection.subscribe(frozenset({"memo:y"}), BOUND_S)
+        await until(lambda: server.asked == 3)
+        await server.tell(CHANGED)
+        await until(lambda: heard)
+        assert (heard, connection.hears_changes) == ([CHANGED], True)
+        server.holds = False
+        await until(lambda: server.streams and before not in server.streams)
+
+
+async def test_a_server_that_gives_a_client_one_stream_only_is_rid_of_the_one_before() -> None:
+    heard: list[str] = []
+    async with listening_server("modern") as server, connected(server, heard) as connection:
+        await until(lambda: connection.hears_changes)
+        server.refusal = 429
+        await connection.subscribe(frozenset({"memo:x"}), BOUND_S)
+        await until(lambda: not server.streams)
+        await until(lambda: CHANGED in heard)
+        server.refusal = None
+        await until(lambda: connection.hears_changes)

@@ -56,7 +56,8 @@ class HttpConnection(Connection):
         self._sessions: dict[object, HttpSession] = {}
         self._opening: dict[object, asyncio.Task[HttpSession]] = {}
         self._listen: asyncio.Task[None] | None = None
-        self._is_listening = False
+        self._heard: asyncio.Task[None] | None = None
+        """The one whose stream is open: `_listen`, or the one before it."""
         self._has_listened = False
         self._subscriptions: frozenset[str] = frozenset()
         self._legacy_subscriptions = LegacySubscriptions(name, self.request)
@@ -138,8 +139,9 @@ class HttpConnection(Connection):
     async def subscribe(self, uris: frozenset[str], timeout_s: float) -> dict[str, RpcError]:
         if self.era == "legacy":
             return await self._legacy_subscriptions.want(uris, timeout_s)
-        self._subscriptions = uris
-        self._restart_listen()
+        if uris != self._subscriptions:
+            self._subscriptions = uris
+            self._restart_listen()
         return {}
 
     async def wait_ended(self) -> str:
@@ -152,9 +154,7 @@ class HttpConnection(Connection):
             await session.close(tell_server=True)
 
     async def close(self) -> None:
-        if self._listen is not None:
-            self._listen.cancel()
-            await asyncio.wait((self._listen,))
+        await cancel_all({task for task in (self._listen, self._heard) if task is not None})
         await self._give_up_opening(list(self._opening))
         sessions, self._sessions = self._sessions, {}
         if sessions:
@@ -171,7 +171,7 @@ class HttpConnection(Connection):
     @property
     def hears_changes(self) -> bool:
         session = self._sessions.get(GATEWAY.key)
-        return self._is_listening if self.era == "modern" else session is not None and session.is_listening
+        return self._heard is not None if self.era == "modern" else session is not None and session.is_listening
 
     # Legacy servers
 
@@ -260,10 +260,11 @@ class HttpConnection(Connection):
         method, params = str(message["method"]), message.get("params")
         params = params if isinstance(params, dict) else {}
         pass_on(method, params, caller)
-        if method == "notifications/subscriptions/acknowledged":
-            if self._has_listened:
+        if method == "notifications/subscriptions/acknowledged" and asyncio.current_task() is self._listen:
+            if self._has_listened and self._heard is None:
                 self._have_lists_read()
-            self._is_listening = self._has_listened = True
+            self._hear(self._listen)
+            self._has_listened = True
         if method in LIST_CHANGED or method == "notifications/resources/updated":
             self._listener(method, {key: value for key, value in params.items() if key != "_meta"})
 
@@ -284,9 +285,16 @@ class HttpConnection(Connection):
         return Result({**result.value, "tools": valid})
 
     def _restart_listen(self) -> None:
-        if self._listen is not None:
+        """The stream before is heard until there is an answer about the new one, so that nothing is said to nobody."""
+        if self._listen is not None and self._listen is not self._heard:
             self._listen.cancel()
         self._listen = asyncio.create_task(self._keep_listening(self._subscriptions), name=f"listen {self._name}")
+
+    def _hear(self, listen: "asyncio.Task[None] | None") -> None:
+        """And none besides it any more."""
+        before, self._heard = self._heard, listen
+        if before is not None and before is not listen:
+            before.cancel()
 
     async def _keep_listening(self, uris: frozenset[str]) -> None:
         """Hear of changes for as long as the connection lives. While a server that let itself be heard refuses to, its
@@ -294,6 +302,7 @@ class HttpConnection(Connection):
         wanted: dict[str, Any] = {f"{capability}ListChanged": True for capability in LIST_CHANGED.values()}
         if uris:
             wanted["resourceSubscriptions"] = sorted(uris)
+        this = asyncio.current_task()
         failures = refusals = 0
         loop = asyncio.get_running_loop()
         while failures < MAX_RECONNECTS:
@@ -307,12 +316,16 @@ class HttpConnection(Connection):
             except (RpcError, HttpStatusError) as error:
                 is_final = not (self._has_listened and _may_pass(error))
                 failures = 0  # something is there that answers
-                refusals = 1 if self._is_listening else refusals + 1
+                refusals = 1 if self._heard is this else refusals + 1
             except ConnectionEndedError:
                 failures = failures + 1 if loop.time() - started < RECONNECT_PAUSE_S else 0
                 refusals = 0
             finally:
-                self._is_listening = False
+                if self._heard is this:
+                    self._heard = None
+            if self._listen is not this:
+                return
+            self._hear(None)  # a server may give a client no second stream while there is a first
             if self._has_listened and (is_final or refusals == 1):
                 self._have_lists_read()
             if is_final:
