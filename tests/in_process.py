@@ -101,6 +101,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    """An empty one, on SQLite."""
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
+    await database.migrate()
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture
 def pods() -> PodTransport:
     return PodTransport()
 

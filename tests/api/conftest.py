@@ -20,9 +20,10 @@ from app.sandboxes.sandbox_logs import SandboxLogs
 from app.sandboxes.telemetry import Metrics
 from app.secrets import Secrets
 from app.vault import Vault
-from app.volumes import Removals, VolumeContent, VolumePods, Volumes
+from app.volumes import VolumeContent, VolumePods
 from tests.in_process import Clock, ControlPlane, clock, control_plane, engine, pods, start_control_plane
 from tests.pods import PodTransport
+from tests.volume_room import make_volumes
 
 __all__ = ["clock", "control_plane", "engine", "pods", "start_control_plane"]
 
@@ -44,14 +45,7 @@ async def app(
                 catalog=control_plane.catalog,
                 catalog_importer=control_plane.catalog_importer,
                 templates=control_plane.templates,
-                volumes=Volumes(
-                    database=database,
-                    vault=vault,
-                    engine=engine,
-                    pods=volume_pods,
-                    removals=Removals(database=database, engine=engine, now=clock),
-                    now=clock,
-                ),
+                volumes=make_volumes(database, engine, volume_pods, vault=vault, now=clock),
                 volume_content=VolumeContent(volume_pods, http),
                 secrets=Secrets(database=database, vault=vault, now=clock),
                 metrics=Metrics(control_plane.directory, AgentClient(http), now=clock),

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from tests.gateway.loopback import served
 from tests.gateway.stalling_server import Message
 from tests.waiting import until
 
@@ -87,12 +88,9 @@ async def listening_server(era: str) -> AsyncIterator[ListeningServer]:
     app = web.Application()
     app.router.add_post("/mcp", server.take)
     app.router.add_get("/mcp", server.listen)
-    runner = web.AppRunner(app, shutdown_timeout=0.2, handler_cancellation=True)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/mcp"
-        yield server
-    finally:
-        server.end_streams()
-        await runner.cleanup()
+    async with served(app) as url:
+        server.url = f"{url}/mcp"
+        try:
+            yield server
+        finally:
+            server.end_streams()

@@ -8,6 +8,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.gateway.loopback import served
+
 Message = dict[str, Any]
 
 
@@ -85,12 +87,9 @@ async def stalling_server(era: str = "legacy") -> AsyncIterator[StallingServer]:
     server = StallingServer(era)
     app = web.Application()
     app.router.add_post("/mcp", server.take)
-    runner = web.AppRunner(app, shutdown_timeout=0.2, handler_cancellation=True)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/mcp"
-        yield server
-    finally:
-        server.let_go()
-        await runner.cleanup()
+    async with served(app) as url:
+        server.url = f"{url}/mcp"
+        try:
+            yield server
+        finally:
+            server.let_go()

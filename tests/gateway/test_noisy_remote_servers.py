@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from sandgate_gateway.allowance import MESSAGE_COST, RATE
 
+from tests.gateway.loopback import served
 from tests.gateway.running_gateway import RunningGateway, echo
 from tests.gateway.wire import LegacyWire
 
@@ -63,13 +64,8 @@ async def noisy_server() -> AsyncIterator[tuple[str, list[int]]]:
     for path in ("/mcp", "/sse"):
         app.router.add_get(path, talk)
         app.router.add_post(path, take)
-    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}", app[SAID]
-    finally:
-        await runner.cleanup()
+    async with served(app) as url:
+        yield url, app[SAID]
 
 
 @pytest.mark.parametrize(("kind", "path"), [("http", "/mcp"), ("sse", "/sse")])

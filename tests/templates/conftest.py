@@ -11,13 +11,10 @@ from app.accounts import Accounts
 from app.database import Database
 from app.engines.in_memory_engine import InMemoryEngine
 from app.templates import TemplateService
-from tests.in_process import Clock
+from tests.in_process import Clock, clock, database
 from tests.template_room import building, make_template_service
 
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+__all__ = ["clock", "database"]
 
 
 @pytest.fixture
@@ -25,14 +22,6 @@ def engine() -> InMemoryEngine:
     engine = InMemoryEngine({"workspace:1": {}, "foreign:1": {}, "debian:12": {}})
     engine.builds.labels["workspace:1"] = {"sandgate.image": "workspace"}
     return engine
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
-    await database.migrate()
-    yield database
-    await database.aclose()
 
 
 @pytest.fixture

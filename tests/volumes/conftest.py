@@ -20,10 +20,13 @@ from app.engines.in_memory_engine import InMemoryEngine
 from app.sandboxes.planning import control_environment
 from app.secrets import Secrets
 from app.vault import Vault
-from app.volumes import Removals, VolumeContent, VolumePods, Volumes
+from app.volumes import VolumeContent, VolumePods, Volumes
 from tests.agent.running_agent import CONTROL_TOKEN, RunningAgent, running_agent
-from tests.in_process import Clock
+from tests.in_process import Clock, clock, database
+from tests.volume_room import make_volumes
 from tests.waiting import BOUND_S
+
+__all__ = ["clock", "database"]
 
 IMAGE = "workspace:1"
 
@@ -74,10 +77,8 @@ def agent() -> Iterator[RunningAgent]:
 
 
 @pytest.fixture
-async def rooms(tmp_path: Path, agent: RunningAgent) -> AsyncIterator[Rooms]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
-    await database.migrate()
-    accounts, vault, clock = Accounts(database), Vault(tmp_path / "encryption-key"), Clock()
+async def rooms(tmp_path: Path, agent: RunningAgent, database: Database, clock: Clock) -> AsyncIterator[Rooms]:
+    accounts, vault = Accounts(database), Vault(tmp_path / "encryption-key")
     engine = InMemoryEngine({IMAGE: {}}, address_of=lambda spec: f"{spec.pod_id}.pod")
     door = AgentDoor(engine, agent)
     async with httpx.AsyncClient(transport=door, timeout=BOUND_S) as http:
@@ -89,20 +90,11 @@ async def rooms(tmp_path: Path, agent: RunningAgent) -> AsyncIterator[Rooms]:
             team=await accounts.create_team("test"),
             engine=engine,
             pods=pods,
-            volumes=Volumes(
-                database=database,
-                vault=vault,
-                engine=engine,
-                pods=pods,
-                removals=Removals(database=database, engine=engine, now=clock),
-                now=clock,
-                stop_wait_s=1.0,
-            ),
+            volumes=make_volumes(database, engine, pods, vault=vault, now=clock, stop_wait_s=1.0),
             content=VolumeContent(pods, http),
             secrets=Secrets(database=database, vault=vault, now=clock),
             door=door,
         )
-    await database.aclose()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from app.errors import EngineError, SandboxFailed
 from app.vault import Vault
 from app.volumes import Removals, VolumePods, Volumes
 from tests.in_process import Clock
+from tests.volume_room import make_volumes
 from tests.volumes.conftest import IMAGE
 from tests.waiting import BOUND_S, until
 
@@ -64,19 +65,6 @@ class EngineWithAddresses(InMemoryEngine):
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'test.db'}")
-    await database.migrate()
-    yield database
-    await database.aclose()
-
-
-@pytest.fixture
 async def team(database: Database) -> str:
     return (await Accounts(database).create_team("red")).id
 
@@ -89,14 +77,8 @@ def engine() -> StubbornEngine:
 @pytest.fixture
 async def volumes(database: Database, engine: StubbornEngine, clock: Clock, tmp_path: Path) -> AsyncIterator[Volumes]:
     async with httpx.AsyncClient() as http:
-        yield Volumes(
-            database=database,
-            vault=Vault(tmp_path / "encryption-key"),
-            engine=engine,
-            pods=VolumePods(engine=engine, http=http, image=IMAGE),
-            removals=Removals(database=database, engine=engine, now=clock),
-            now=clock,
-        )
+        pods = VolumePods(engine=engine, http=http, image=IMAGE)
+        yield make_volumes(database, engine, pods, vault=Vault(tmp_path / "encryption-key"), now=clock)
 
 
 @asynccontextmanager
